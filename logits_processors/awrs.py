@@ -128,6 +128,7 @@ class AWRSLogitsProcessor(LogitsProcessor):
         if self.vocabulary is None:
             self.vocabulary = Vocabulary.of(self.tokenizer, scores.shape[-1], self.eos_token_id)
         constraint = constraint_of(self.guidance)
+        self.vocabulary = constraint.vocabulary(self.vocabulary)
         rows = Constrained(
             self.guidance,
             constraint.start(self.vocabulary),

@@ -13,6 +13,7 @@ from textguide.engine import branch_inputs, model_views
 from textguide.engine.branch_inputs import empty_source
 from textguide.engine.branch_rows import BranchRows, read_branch
 from textguide.engine.caller import GenerateCall
+from textguide.forward.chunking import FITTING
 from textguide.forward.model_adapter import adapter
 from textguide.guidance import Branch, BranchGuidance, Step
 from textguide.guidance.needs import Need
@@ -251,7 +252,7 @@ class _Reader:
             rows, logits = read_branch(self.model, self.texts, ids.repeat(count, 1))
         else:
             texts = [text + new for text, new in zip(self.texts, written * count, strict=True)]
-            rows, logits = read_branch(self.model, texts)
+            rows, logits = read_branch(self.model, texts, chunking=FITTING)
         self.rows = BranchRows(rows, self.branches)
         self.rows.run_fast()
         return logits[:, -1]

@@ -50,6 +50,7 @@ def summary(name: str) -> str:
     lines = [
         f"* **Rule:** {about.rule}",
         f"* **Paper:** {f'[arXiv {about.paper}](https://arxiv.org/abs/{about.paper})' if about.paper else 'none'}",
+        *([f"* **Mechanism:** {about.mechanism}"] if about.paper else []),
         f"* **When to use:** for {about.helps}",
         f"* **Extra cost:** {about.passes}",
         f"* **Neutral at:** {about.neutral}",

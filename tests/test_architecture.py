@@ -53,7 +53,7 @@ ROOMS = {
 _RUNS = {"guidance", "support", "constraints", "models", "forward", "smc", "classifiers", "step", "engine"}
 _LOOPS = {*_RUNS, "diffusion", "captioning", "distillation", "functions"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "guidance": {"support"},
+    "guidance": {"support", "constraints"},
     "support": set(),
     "constraints": {"support"},
     "models": {"support", "forward"},

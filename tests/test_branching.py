@@ -15,6 +15,7 @@ from .architectures import NAMES, Tokenizer, build
 
 PROMPTS = [[5, 9, 33, 7, 20, 41, 8, 12], [11, 4, 52], [30, 31, 5, 6, 44]]
 NEW = 10
+THRESHOLD = 4.03  # of random models, whose distributions are close to uniform (4.11): some prompts fork, others do not
 
 
 def run(prompts: Any, guidance: Any = None, name: str = "llama", **options: Any) -> Any:
@@ -150,3 +151,53 @@ def test_as_a_guidance() -> None:
 def test_bad_values(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(PROMPTS, **options)
+
+
+def test_a_budget_moves_unused_texts_to_prompts_that_hesitate() -> None:
+    """Prompts that used all of their texts share those that others left."""
+    settings: dict[str, Any] = {"entropy_threshold": THRESHOLD, "max_branches": 3}
+    before = run(PROMPTS, **settings)
+    used = [len(texts) for texts in before.new_tokens]
+    assert min(used) < 3
+    assert 3 in used  # some hesitate, and others do not
+    after = run(PROMPTS, **settings, budget=9)
+    counts = [len(texts) for texts in after.new_tokens]
+    assert sum(used) < sum(counts) <= 9
+    full = [number for number, count in enumerate(used) if count == 3]
+    each, rest = divmod(9 - sum(used), len(full))
+    for number, (count, texts) in enumerate(zip(counts, after.new_tokens, strict=True)):
+        if number in full:
+            limit = 3 + each + (full.index(number) < rest)
+            alone = run([PROMPTS[number]], entropy_threshold=THRESHOLD, max_branches=limit)
+            assert count <= limit
+            assert texts == alone.new_tokens[0]
+            assert after.origins[number] == alone.origins[0]
+            assert after.log_likelihoods[number] == pytest.approx(alone.log_likelihoods[0], abs=1e-4)
+        else:
+            assert texts == before.new_tokens[number]
+    assert after.tokens > before.tokens  # the second stage is counted
+
+
+@pytest.mark.parametrize(("threshold", "limit"), [(99.0, 3), (0.0, 3), (4.0, 1)])
+def test_a_budget_that_nobody_needs_changes_nothing(threshold: float, limit: int) -> None:
+    """Nobody forks; everybody uses all texts; one text per prompt and a budget for that."""
+    settings: dict[str, Any] = {"entropy_threshold": threshold, "max_branches": limit}
+    before = run(PROMPTS, **settings)
+    after = run(PROMPTS, **settings, budget=len(PROMPTS) * limit)
+    assert after.new_tokens == before.new_tokens
+    assert after.tokens == before.tokens
+
+
+@pytest.mark.parametrize("budget", range(3, 10))
+def test_a_budget_is_never_exceeded(budget: int) -> None:
+    out = run(PROMPTS, CFG(1.5), entropy_threshold=3.9, max_branches=4, budget=budget)
+    assert 3 <= sum(map(len, out.new_tokens)) <= budget
+
+
+def test_what_a_budget_refuses() -> None:
+    with pytest.raises(ValueError, match=r"budget=2 must be .*3"):
+        run(PROMPTS, budget=2)
+    with pytest.raises(ValueError, match="budget= needs one seed"):
+        run(PROMPTS, budget=9, seed=[1, 2, 3], temperature=1.0)
+    with pytest.raises(ValueError, match="one negative prompt or context for all prompts"):
+        run(PROMPTS, CFG(1.5, negative_prompt=[[1], [2], [3]]), budget=9)

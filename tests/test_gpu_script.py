@@ -16,7 +16,7 @@ from .marks import NEEDS_SMOLLM2
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "bench" / "gpu.sh"
-PARTS = {"decode", "speculation", "sweep", "serving", "cost-model", "batch"}
+PARTS = {"decode", "lengths", "chunks", "speculation", "sweep", "serving", "cost-model", "batch"}
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -61,7 +61,7 @@ def test_refusals(arguments: list[str], message: str) -> None:
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("part", ["decode", "speculation"])
+@pytest.mark.parametrize("part", ["decode", "lengths", "chunks", "speculation"])
 class TestTiny:
     pytestmark = NEEDS_SMOLLM2
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ from .engine.run import Batch, Run
 from .engine.text_stream import TextStream
 from .forward.model_adapter import adapter
 from .forward.prefill import pad_left
-from .guidance import EAGer, as_guidance, parts_of, split
-from .support.checks import check_model_and_tokenizer, flag
+from .guidance import EAGer, Guidance, as_guidance, parts_of, split
+from .guidance.prompts import per_row
+from .support.checks import check_model_and_tokenizer, flag, whole_number
 from .support.showing import Block, Line, Shown, figure, table
 
 LONGEST = 128
@@ -81,6 +82,8 @@ def generate(
     vocabulary: Vocabulary | None = None,
     speculation: Any = None,
     images: Any = None,
+    prefill_memory: int | None = None,
+    prefill_progress: Callable[[int, int], Any] | None = None,
     verify: int = 0,
     **options: Any,
 ) -> GenerateResult:
@@ -119,6 +122,11 @@ def generate(
             or a :class:`textguide.Speculation`. The text stays the same.
         images: one image per prompt, for models that read images. ``tokenizer`` is then the model's processor, and the
             options of :func:`textguide.caption` apply.
+        prefill_memory: bytes that a pass over a long prompt may take besides keys and values, by an estimate. Longer
+            prompts are read in chunks, with the same result up to rounding; or pass ``prefill_chunk_size``, the number
+            of tokens per pass. Default: 1 GiB with guidance; without it, prompts are read in one pass.
+        prefill_progress: called while a prompt is read in chunks, with the number of tokens that were read and that are
+            to be read.
         verify: number of random steps of the run, each of one row, that are read again by full forward passes without
             cache, padding or batching. ``effect.verification`` reports the largest differences of log-probabilities.
             If rounding does not explain them, there is a :class:`textguide.support.errors.VerificationWarning`.
@@ -167,6 +175,8 @@ def generate(
                 "vocabulary": vocabulary,
                 "speculation": speculation,
                 "images": images,
+                "prefill_memory": prefill_memory,
+                "prefill_progress": prefill_progress,
                 "include_stop": None if include_stop else False,
                 "verify": verify or None,
             },
@@ -188,6 +198,8 @@ def generate(
         observer=observer,
         stopping_criteria=stopping_criteria,
         vocabulary=vocabulary,
+        prefill_memory=prefill_memory,
+        prefill_progress=prefill_progress,
         verify=verify,
     )
     if images is not None:
@@ -219,6 +231,8 @@ def stream(
     stopping_criteria: Any = None,
     vocabulary: Vocabulary | None = None,
     speculation: Any = None,
+    prefill_memory: int | None = None,
+    prefill_progress: Callable[[int, int], Any] | None = None,
     verify: int = 0,
     **options: Any,
 ) -> Iterator[StreamChunk]:
@@ -260,6 +274,8 @@ def stream(
         observer=observer,
         stopping_criteria=stopping_criteria,
         vocabulary=vocabulary,
+        prefill_memory=prefill_memory,
+        prefill_progress=prefill_progress,
         verify=verify,
     )
     sampling = split(request.guidance).sampling
@@ -284,7 +300,8 @@ class Branched(Shown):
         log_likelihoods: guided log-probability of each text, in nats.
         origins: for each text None, or the text of the same prompt that it forked from and how many tokens they share.
         tokens: number of computed tokens over all prompts; tokens that texts share count once.
-        result: the complete result, with a row for every possible branch, whether it was used or not.
+        result: the complete result, with a row for every possible branch, whether it was used or not; with a budget,
+            that of the first stage.
     """
 
     texts: list[list[str]]
@@ -293,6 +310,21 @@ class Branched(Shown):
     origins: list[list[tuple[int, int] | None]]
     tokens: int
     result: GenerateResult
+
+    def replaced(self, number: int, other: Branched) -> Branched:
+        """The same, with the texts of prompt ``number`` from ``other``, whose computed tokens are added."""
+
+        def with_other(mine: list[Any], others: list[Any]) -> list[Any]:
+            return [*mine[:number], *others, *mine[number + 1 :]]
+
+        return Branched(
+            with_other(self.texts, other.texts),
+            with_other(self.new_tokens, other.new_tokens),
+            with_other(self.log_likelihoods, other.log_likelihoods),
+            with_other(self.origins, other.origins),
+            self.tokens + other.tokens,
+            self.result,
+        )
 
     def _shown(self) -> tuple[str, Sequence[Block]]:
         rows = []
@@ -313,6 +345,7 @@ def eager(
     *,
     entropy_threshold: float = 2.2,
     max_branches: int = 8,
+    budget: int | None = None,
     **options: Any,
 ) -> Branched:
     """Continue each prompt as one text that forks when the guided distribution has a high entropy.
@@ -326,6 +359,10 @@ def eager(
         guidance: a guidance or a list of them, without a constraint.
         entropy_threshold: entropy in nats above which a text forks. Default: 2.2.
         max_branches: the largest number of texts per prompt. Default: 8.
+        budget: the largest number of texts over all prompts, at least one per prompt. The texts that confident prompts
+            did not use go in equal shares to the prompts that used all of theirs, which are generated a second time
+            with a higher limit (the second stage of the paper, without labels). ``len(prompts) * max_branches`` is the
+            paper's. Default: None, no second stage.
         **options: options of :func:`textguide.generate`, such as ``max_new_tokens``, ``seed`` or ``temperature``.
 
     Returns:
@@ -340,14 +377,32 @@ def eager(
     """
     if not hasattr(model, "textguide_generate"):
         check_model_and_tokenizer(model, tokenizer)
-    branches = EAGer(entropy_threshold, max_branches)
-    result = generate(model, tokenizer, prompts, [*parts_of(as_guidance(guidance)), branches], **options)
+    guidance = as_guidance(guidance)
+    if budget is None:
+        return _branched(model, tokenizer, prompts, guidance, EAGer(entropy_threshold, max_branches), options)
+    rows = branch_inputs.canonical_prompts(prompts, options.pop("system", None), tokenizer)
+    whole_number("budget", budget, len(rows))
+    _check_second_stage(guidance, options)
+    first = EAGer(entropy_threshold, min(max_branches, budget // len(rows)))
+    out = _branched(model, tokenizer, rows, guidance, first, options)
+    for number, limit in _limits_of_second_stage(out, first.max_branches, budget).items():
+        more = EAGer(entropy_threshold, limit)
+        out = out.replaced(number, _branched(model, tokenizer, [rows[number]], guidance, more, options))
+    return out
+
+
+def _branched(
+    model: Any, tokenizer: Any, prompts: Any, guidance: Guidance | None, branches: EAGer, options: Mapping[str, Any]
+) -> Branched:
+    """Generate with ``branches``, and group the rows that were used by prompt."""
+    size = branches.max_branches
+    result = generate(model, tokenizer, prompts, [*parts_of(guidance), branches], **options)
     if result.origins is None:  # one branch per prompt is plain decoding
         result.origins = [None] * len(result.texts)
     used = result.finished.tolist() if result.finished is not None else [True] * len(result.texts)
     out = Branched([], [], [], [], 0, result)
-    for start in range(0, len(used), max_branches):
-        rows = [row for row in range(start, start + max_branches) if used[row]]
+    for start in range(0, len(used), size):
+        rows = [row for row in range(start, start + size) if used[row]]
         number_of = {row: number for number, row in enumerate(rows)}
         origins: list[tuple[int, int] | None] = []
         for row in rows:
@@ -359,6 +414,36 @@ def eager(
         out.new_tokens.append(_at(result.new_tokens, rows))
         out.log_likelihoods.append(result.log_likelihood[rows].tolist())
     return out
+
+
+def _check_second_stage(guidance: Guidance | None, options: Mapping[str, Any]) -> None:
+    """Refuse what has one value per prompt, because some prompts are generated a second time.
+
+    Raises:
+        ValueError: the guidance or the seed has one value per prompt.
+    """
+    branching = split(guidance).branching
+    for branch in branching.branches if branching is not None else ():
+        several = branch.prompt is not None and per_row(branch.prompt)
+        if several or isinstance(branch.edit, tuple):
+            raise ValueError("budget= needs one negative prompt or context for all prompts; pass one, or no budget")
+    if isinstance(options.get("seed"), (list, tuple)):
+        raise ValueError(f"budget= needs one seed, and seed={options['seed']!r} has one per prompt; pass one number")
+
+
+def _limits_of_second_stage(out: Branched, limit: int, budget: int) -> dict[int, int]:
+    """The prompts that used all of their texts, and how many each gets with its share of the unused ones.
+
+    Shares are equal; what cannot be divided goes to the first prompts.
+    """
+    used = [len(texts) for texts in out.new_tokens]
+    full = [number for number, count in enumerate(used) if count == limit]
+    left = budget - sum(used)
+    if not full or left < 1:
+        return {}
+    each, rest = divmod(left, len(full))
+    limits = {number: limit + each + (place < rest) for place, number in enumerate(full)}
+    return {number: more for number, more in limits.items() if more > limit}
 
 
 def guided_decoding(guidance: Any, **options: Any) -> GuidedDecoding:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from textguide.guidance import catalogue
+
 from ..reports.markdown import number, table
 from .claim import Claim
 
@@ -55,26 +57,36 @@ def advice(claims: Sequence[Claim], verdicts: Mapping[str, Mapping[str, Any] | N
         verdicts: by name; None if a claim has not been run.
         pages: folder of the claims' pages, for links.
     """
-    rows = []
-    for kind in KINDS:
-        known = []
-        for claim in claims:
-            verdict = verdicts[claim.name]
-            if verdict is not None and task_of(claim) == kind:
-                known.append((claim, verdict))
-        if not known:
-            continue
-        known.sort(key=lambda pair: (-abs(pair[1]["difference"]) / pair[0].least, pair[0].name))
-        row = [kind]
-        for column, names in COLUMNS.items():
-            entries = []
-            for claim, verdict in known:
-                if verdict["verdict"] in names:
-                    values = _values(claim, verdict) if column == FIRST else ""
-                    entries.append(f"[{_setting(claim)}]({pages}/{claim.name}.md){values}")
-            row.append("; ".join(entries) or "–")
-        rows.append(row)
-    return table(["for", *COLUMNS], rows, "l" * 4)
+    run = [claim for claim in claims if verdicts[claim.name] is not None]
+    rows = [_row(kind, run, verdicts, pages) for kind in KINDS if any(task_of(claim) == kind for claim in run)]
+    others = sorted({name for claim in run for name in mechanisms(claim)})
+    shown = table(["for", *COLUMNS], rows, "l" * 4)
+    if not others:
+        return shown
+    named = ", ".join(f"`{name}`" for name in others)
+    return f"{shown}\n\nThese differ from their papers in a way that their pages name: {named}."
+
+
+def _row(kind: str, claims: Sequence[Claim], verdicts: Mapping[str, Mapping[str, Any] | None], pages: str) -> list[str]:
+    """The row of a kind of task, from the claims that have been run."""
+    known = [(claim, verdicts[claim.name] or {}) for claim in claims if task_of(claim) == kind]
+    known.sort(key=lambda pair: (-abs(pair[1]["difference"]) / pair[0].least, pair[0].name))
+    row = [kind]
+    for column, names in COLUMNS.items():
+        entries = []
+        for claim, verdict in known:
+            if verdict["verdict"] in names:
+                values = _values(claim, verdict) if column == FIRST else ""
+                entries.append(f"[{_setting(claim)}]({pages}/{claim.name}.md){values}")
+        row.append("; ".join(entries) or "–")
+    return row
+
+
+def mechanisms(claim: Claim) -> dict[str, str]:
+    """What the methods that a claim tests do differently from their papers, by name of the method."""
+    tested = claim.test["tested"].get("guidance") or ""
+    names = [part.partition(":")[0].strip() for part in tested.split(" + ")]
+    return catalogue.other_mechanisms(names)
 
 
 def _setting(claim: Claim) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from textguide.support.files import write_text
 
 from ..reports.markdown import number, p_value, table
+from .advice import mechanisms
 from .claim import Claim, names, read_claim
 from .kinds.base import SIDES
 from .replicating import VERDICT, read_run
@@ -157,6 +158,9 @@ def _registration(claim: Claim) -> list[str]:
         "Differences": claim.differs,
         "Known before": claim.known,
     }
+    differing = mechanisms(claim)
+    if differing:
+        items["Mechanism"] = " ".join(f"`{name}`: {text}." for name, text in differing.items())
     return ["## Registration", expected, "\n".join(f"* **{name}**: {text}" for name, text in items.items())]
 
 

@@ -42,6 +42,7 @@ def setup(tokenizer: Any, size: int) -> dict[str, Any]:
     return {
         "tokens": [token.decode("latin-1") for token in vocabulary.tokens],
         "drops_leading_space": vocabulary.drops_leading_space,
+        "specials": list(vocabulary.specials),
         "end": tokenizer.eos_token_id,
     }
 
@@ -57,7 +58,8 @@ def handler(values: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], str | No
         of the constraint; None if there is none to compile. It raises a ``ValueError`` if that is impossible.
     """
     tokens = tuple(token.encode("latin-1") for token in values["tokens"])
-    blank = Vocabulary(tokens, frozenset(), values["drops_leading_space"])
+    specials = tuple((name, token) for name, token in values["specials"])
+    blank = Vocabulary(tokens, frozenset(), values["drops_leading_space"], specials)
     end = values["end"]
     usual = blank.with_ends([] if end is None else [end])
     Regex("a", engine=ENGINE).start(usual)  # prepares the tokens for all jobs

@@ -12,13 +12,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from textguide.constraints import Grammar, JSONSchema, Regex, resolve
+from textguide.constraints import Grammar, JSONSchema, Regex, Tags, from_dict, resolve
 from textguide.guidance import AWRS
 from textguide.support.checks import brief
 
 from .constraints import BACKTRACKING, CRITIC, ENGINE, NAMED, engine_constraint, engine_critic
 
-CONSTRAINT_ARGUMENTS = ("awrs_regex", "awrs_json_schema", "awrs_grammar", "awrs_constraint")
+CONSTRAINT_ARGUMENTS = ("awrs_regex", "awrs_json_schema", "awrs_grammar", "awrs_tags", "awrs_constraint")
 AWRS_ARGUMENTS = {
     "awrs_particles": "particles",
     "awrs_ess_threshold": "ess_threshold",
@@ -35,10 +35,20 @@ _PORTABLE: dict[Any, tuple[str, str]] = {
 }
 """Constraints that travel with a request: the short argument of each, and the field with its text."""
 _ARGUMENTS_BY_KIND = {kind.kind: names for kind, names in _PORTABLE.items()}
-PORTABLE_ARGUMENTS = tuple(name for name, _ in _PORTABLE.values())
+TAGS = "awrs_tags"
+PORTABLE_ARGUMENTS = (*(name for name, _ in _PORTABLE.values()), TAGS)
 """Arguments with a constraint that is compiled for the request."""
 _ARGUMENTS_BY_PREFIX = {"regex": "awrs_regex", "json-schema": "awrs_json_schema", "grammar": "awrs_grammar"}
-_OTHER_FIELDS = {"engine": ENGINE, "whitespace": "flexible", "lenient": False, "longest_string": None}
+_OTHER_FIELDS = {
+    "engine": ENGINE,
+    "whitespace": "flexible",
+    "lenient": False,
+    "longest_string": None,
+    "order": "schema",
+    "draft": None,
+    "schemas": None,
+    "assert_formats": True,
+}
 """Further fields of constraints in JSON: the values that short arguments stand for."""
 
 
@@ -67,7 +77,7 @@ def awrs_of(extra: Mapping[str, Any], named: Mapping[str, str]) -> AWRS | None:
         raise ValueError(f"{names[0]} and {names[1]} exclude each other; give one of them")
     name = names[0]
     value = extra[name]
-    if name == "awrs_json_schema" and isinstance(value, Mapping):
+    if name in ("awrs_json_schema", TAGS) and isinstance(value, Mapping):
         value = json.dumps(value)
     if not isinstance(value, str):
         raise ValueError(f"{name}={brief(value)} must be a text")
@@ -113,10 +123,38 @@ def _description(name: str, value: str, named: Mapping[str, str]) -> dict[str, A
     if name == "awrs_grammar":
         # A text with a newline is not read as a path either.
         return Grammar(f"{value}\n", engine=ENGINE).to_dict()
+    if name == TAGS:
+        return _tags(value)
     if value not in named:
         known = f"those are {', '.join(sorted(named))}" if named else "it was started with none"
         raise ValueError(f"awrs_constraint={brief(value)} is not a constraint of this engine; {known}")
     return {NAMED: value}
+
+
+def _tags(value: str) -> dict[str, Any]:
+    """The description of tags, whose contents are checked by the engine of requests."""
+    try:
+        fields = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{TAGS}={brief(value)} is not JSON ({error})") from None
+    if not isinstance(fields, dict) or not isinstance(fields.get("tags"), list):
+        raise ValueError(f"{TAGS}={brief(value)} must be an object with the field tags, a list")
+    tags = []
+    for tag in fields["tags"]:
+        if not isinstance(tag, dict):
+            raise ValueError(f"{TAGS} contains {brief(tag)}; each tag is an object with begin, constraint and end")
+        content = tag.get("constraint")
+        argument = _argument_of_line(content) if isinstance(content, str) else None
+        if isinstance(content, dict):
+            argument = _argument_of_description(content)
+        if argument is None or argument[0] not in PORTABLE_ARGUMENTS:
+            raise ValueError(
+                f"{TAGS} contains the constraint {brief(content)}, which does not travel with a request; give a line "
+                f"such as 'regex:[0-9]+', or an object with the kind {', '.join(_ARGUMENTS_BY_KIND)} and the engine "
+                f"{ENGINE!r}"
+            )
+        tags.append({**tag, "constraint": _description(*argument, {})})
+    return from_dict({**fields, "kind": "tags", "tags": tags}).to_dict()
 
 
 _compiled: OrderedDict[str, None] = OrderedDict()
@@ -146,6 +184,8 @@ def _compiled_description(name: str, value: str) -> dict[str, Any]:
 
     A schema stays a text, since JSON that is nested deeply does not travel.
     """
+    if name == TAGS:
+        return _tags(value)
     for kind, (argument, field) in _PORTABLE.items():
         if argument == name:
             text = f"{value}\n" if name == "awrs_grammar" else value
@@ -188,6 +228,8 @@ def _argument_of_description(constraint: Mapping[str, Any]) -> tuple[str, str] |
     fields = dict(constraint)
     if set(fields) == {NAMED}:
         return "awrs_constraint", fields[NAMED]
+    if fields.get("kind") == "tags":
+        return TAGS, json.dumps(fields)
     name, field = _ARGUMENTS_BY_KIND.get(str(fields.pop("kind", None)), ("", ""))
     text = fields.pop(field, None)
     if name == "awrs_json_schema" and not isinstance(text, str):
@@ -245,6 +287,8 @@ def awrs_as_json(guidance: AWRS, named: Mapping[str, str]) -> dict[str, Any]:
     for name, text in named.items():
         if engine_constraint(name, text) == constraint:
             return {"method": guidance.name, "constraint": {NAMED: name}, **options}
+    if isinstance(constraint, Tags):
+        return {"method": guidance.name, "constraint": _tags(json.dumps(constraint.to_dict())), **options}
     for kind, (_, field) in _PORTABLE.items():
         if isinstance(constraint, kind) and constraint.engine == ENGINE:
             text = getattr(constraint, field)

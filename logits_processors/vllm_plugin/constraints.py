@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from textguide.constraints import After, Constraint, Session, Vocabulary, from_dict, resolve
-from textguide.constraints.after import REGEX
+from textguide.constraints.triggers import REGEX
 from textguide.guidance import AWRS
 from textguide.smc.constrained import Constrained
 from textguide.smc.starting import Anything
@@ -161,8 +161,9 @@ class EngineConstraints:
         Raises:
             ValueError: nothing satisfies the constraint, its engine refuses it, or the tokenizer cannot be understood.
         """
-        vocabulary = Vocabulary.of(self._tokenizer(), self._size, sorted(ends))
-        return constraint_of(guidance, self.named).start(vocabulary), vocabulary
+        constraint = constraint_of(guidance, self.named)
+        vocabulary = constraint.vocabulary(Vocabulary.of(self._tokenizer(), self._size, sorted(ends)))
+        return constraint.start(vocabulary), vocabulary
 
     def row(self, guidance: AWRS, ends: Iterable[int], limit: int) -> ConstrainedRow:
         """The constraint of a request that begins.

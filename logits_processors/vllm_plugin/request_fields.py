@@ -11,12 +11,17 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from textguide.constraints import tool_calls
 from textguide.serving.field_names import check_number, hidden, meant
 from textguide.support.checks import brief
 
 from .arguments import ARGUMENTS, BEAMS, KNOWN, NO_BEAMS, OWN, PREFIXES, ArgumentError
+from .constraint_arguments import TAGS
+from .constraints import ENGINE
 
 XARGS = "vllm_xargs"
+TOOLS = "awrs_tools"
+"""The field that makes a constraint of OpenAI's ``tools`` and ``tool_choice``."""
 ROUTES = (
     "/v1/completions",
     "/v1/chat/completions",
@@ -52,6 +57,7 @@ def gather(body: Any, path: str, query: Iterable[str] = ()) -> None:
     if path.removesuffix("/render") not in ROUTES:
         _refuse_all((body, inside), path)
         return
+    gather_tools(body)
     _check_names(body)
     _check_names(inside)
     _check_places(body)
@@ -62,6 +68,35 @@ def gather(body: Any, path: str, query: Iterable[str] = ()) -> None:
         if body.get(BEAMS):
             raise ArgumentError(NO_BEAMS, BEAMS)
         body[XARGS] = {**inside, ARGUMENTS: json.dumps(arguments)}
+
+
+def gather_tools(body: dict[str, Any]) -> None:
+    """Make the argument ``awrs_tags`` of ``awrs_tools`` and OpenAI's ``tools`` and ``tool_choice``, in place.
+
+    vLLM then reads ``tool_choice`` as ``auto``: its own masks are not used, and its parser reads the calls.
+
+    Raises:
+        ValueError: there are no tools, or one of them cannot be used; an :class:`~.arguments.ArgumentError`.
+    """
+    wanted = body.pop(TOOLS, None)
+    if wanted is None or wanted is False:
+        return
+    if wanted is not True:
+        raise ArgumentError(f"{TOOLS}={brief(wanted)} must be true or false", TOOLS)
+    choice = body.get("tool_choice", "auto")
+    if choice == "none":
+        return
+    if not isinstance(body.get("messages"), list):
+        raise ArgumentError(f"{TOOLS} needs a chat with tools; send it to /v1/chat/completions", TOOLS)
+    parallel = body.pop("parallel_tool_calls", None)  # vLLM would make a mask for false
+    try:
+        calls = tool_calls(body.get("tools") or (), choice, parallel is not False, engine=ENGINE)
+    except ValueError as error:
+        raise ArgumentError(f"{TOOLS}: {error}", TOOLS) from None
+    body[TAGS] = calls.to_dict()
+    body["tool_choice"] = "auto"
+    for tool in body["tools"]:
+        tool["function"].pop("strict", None)  # the constraint is strict, and vLLM would make a mask
 
 
 def _is_ours(name: str) -> bool:

@@ -8,7 +8,10 @@ before" pads all rows to the longest one and copies the cache at every step, as 
     python scripts/bench/decode.py --threads 1 --json decode-lengths.json --dtype bfloat16
 
 Cells that the file already has are not measured again. "outside" is the time of a step that is not spent in the model's
-layers and head, as a share of the time that is.
+layers and head, as a share of the time that is. Long prompts in one pass and in chunks, random weights beyond 8k::
+
+    python scripts/bench/decode.py --threads 1 --chunked --new 2 --repeats 1 --batches 1 --prompts 8000 16000 32000 \
+        --positions 33000 --layers 6
 """
 
 from __future__ import annotations
@@ -43,9 +46,16 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=16, help="tokens generated")
     parser.add_argument("--same-lengths", action="store_true", help="instead of prompts half as long as the one above")
     parser.add_argument("--all", action="store_true", help="also other ways of guidance, and twice the rows")
+    parser.add_argument("--chunked", action="store_true", help="only guided, with prompts in one pass and in chunks")
+    parser.add_argument("--positions", type=int, help="random weights of the model's shape, for longer prompts")
+    parser.add_argument("--layers", type=int, help="with --positions: number of layers")
     parser.add_argument("--static", action="store_true", help="also with a static cache (compiled on a GPU)")
     arguments = parser.parse_args()
     model, tokenizer = timing.load(arguments)
+    if arguments.positions:
+        model.config.max_position_embeddings = arguments.positions
+        model.config.num_hidden_layers = arguments.layers or model.config.num_hidden_layers
+        model = type(model)(model.config).to(model.device, model.dtype).eval()
     for warm in contestants(model, prompts(tokenizer, 2, 64, arguments), arguments).values():
         warm()
     rows = json.loads(arguments.json.read_text())["rows"] if arguments.json and arguments.json.exists() else []
@@ -104,6 +114,10 @@ def contestants(model: Any, texts: list[list[int]], arguments: argparse.Namespac
     ours = guided_decoding(None, fast=True)
     one_pass = guided_decoding(CFG(1.5), fast=True)
     run = partial(generate, model, texts, arguments.new)
+    if arguments.chunked:
+        sizes = {"one pass": 1 << 50, "1 GiB": 1 << 30, "256 MiB": 1 << 28}
+        ours_by_size = {name: guided_decoding(CFG(1.5), prefill_memory=size) for name, size in sizes.items()}
+        return {name: partial(run, custom_generate=way) for name, way in ours_by_size.items()}
     ways: dict[str, Callable[[], Any]] = {
         "plain": run,
         "our plain": partial(run, custom_generate=ours),

@@ -7,13 +7,13 @@
 #   --device cuda|cpu     [cuda]             --model MODEL   a name, folder or hub name [smollm2]
 #   --dtype DTYPE         [bfloat16; float32 on a CPU]       --data FOLDER   for sweep [$TEXTGUIDE_DATA]
 #   --adapter FOLDER      a distilled adapter of the model, for the table of serving
-#   --out FOLDER          --only PART,…      of decode, speculation, sweep, serving, cost-model, batch
+#   --out FOLDER          --only PART,…      of decode, lengths, chunks, speculation, sweep, serving, cost-model, batch
 #   --tiny                the smallest figures that run           --print         print the commands and stop
 # $PYTHON runs the parts without vLLM, $VLLM_PYTHON those with it; default: .venv and .venv-vllm, else python.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-PARTS="decode speculation sweep serving cost-model batch"
+PARTS="decode lengths chunks speculation sweep serving cost-model batch"
 device=cuda model="" dtype="" out=gpu-results only="" tiny=0 print=0 adapter="" data="${TEXTGUIDE_DATA:-}"
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -60,6 +60,8 @@ without() {
 [ "$print" = 1 ] || mkdir -p "$out"
 if [ "$tiny" = 1 ]; then
   decode="--all --batches 1 --prompts 8 --new 2 --repeats 1"
+  lengths="--batches 2 --prompts 40 --new 2 --repeats 1"
+  chunks="--batches 1 --prompts 40 --new 2 --repeats 1"
   speculation="--new 4 --repeats 1 --prompts 1 --drafts prompt-lookup --kinds code"
   sweep="--rows 4 --batch-size 4 --repeats 1"
   serving="--concurrency 1 2 --tokens 2 --repeats 1 --rounds 1"
@@ -68,6 +70,8 @@ if [ "$tiny" = 1 ]; then
 else
   decode="--all --same-lengths --batches 1 8 32 --prompts 16 512 --new 32 --repeats 5"
   [ "$device" = cuda ] && decode+=" --static"
+  lengths="--batches 1 4 8 --prompts 1024 4096 8000 --new 32 --repeats 5"
+  chunks="--batches 1 8 --prompts 8000 16000 32000 --positions 33000 --new 2 --repeats 3"
   speculation="--new 96 --repeats 3"
   sweep="--rows 256 --repeats 3"
   serving="--concurrency 1 8 32 --tokens 128 --rounds 2 --repeats 5 --settle 10"
@@ -83,6 +87,8 @@ eager=(--dtype "$dtype")
 # shellcheck disable=SC2086  # the settings are lists of words
 {
   part decode "$python" scripts/bench/decode.py --model "$model" --device "$device" --dtype "$dtype" $decode --json "$out/decode.json"
+  part lengths "$python" scripts/bench/decode.py --model "$model" --device "$device" --dtype "$dtype" $lengths --json "$out/lengths.json"
+  part chunks "$python" scripts/bench/decode.py --chunked --model "$model" --device "$device" --dtype "$dtype" $chunks --json "$out/chunks.json"
   part speculation "$python" scripts/bench/speculation.py --model "$model" --device "$device" --dtype "$dtype" $speculation --json "$out/speculation.json"
   if [ -n "$data" ]; then
     part sweep "$python" scripts/bench/sweep.py --device "$device" --data "$data" $sweep --json "$out/sweep.json"

@@ -333,8 +333,9 @@ def reference(model: Any, tokenizer: Any, spec: Spec, models: Mapping[str, Any] 
     if spec.repetition_penalty != 1.0:
         options["repetition_penalty"] = spec.repetition_penalty
     if spec.temperature > 0 and spec.is_plain:
-        import vllm._C  # noqa: F401 - registers the operator
+        from vllm.platforms import current_platform
 
+        current_platform.import_kernels()  # registers the operator; the module's name depends on the processor
         options["logits_processor"] = [AsVLLMDraws(spec)]
     elif spec.temperature > 0:
         options |= {"temperature": spec.temperature, "top_k": spec.top_k, "top_p": spec.top_p, "seed": spec.seed}

@@ -16,6 +16,7 @@ from textguide.constraints import SQL, Constraint, Grammar
 
 from ..loaders import local_file
 from .base import ConstrainedTask, Item, conversation
+from .sql_grammar import sql_grammar
 from .sql_questions import EXAMPLES, QUESTIONS
 
 FOLDER = "awrs/spider"
@@ -91,7 +92,7 @@ class TextToSQL(ConstrainedTask):
 
     @cached_property
     def _grammar(self) -> Grammar:
-        return Grammar(self._queries.grammar)
+        return Grammar(sql_grammar(self.tables))
 
     @cached_property
     def _queries(self) -> SQL:

@@ -15,6 +15,8 @@ from textguide.captioning.generation import Encoder
 from textguide.captioning.images import noised
 from textguide.engine.branch_inputs import is_vision_encoder_decoder
 from textguide.engine.model_views import part
+from textguide.forward import row_batch
+from textguide.forward.own_lengths import OwnLengthsCache
 from textguide.guidance import (
     ContextAware,
     DoLa,
@@ -138,6 +140,28 @@ def test_equals_the_oracle_alone_and_in_a_batch(name: str, kind: str) -> None:
         torch.testing.assert_close(alone.log_probs[0], out.log_probs[row], atol=1e-3, rtol=1e-4)
     firsts = torch.stack([distribution[0] for distribution in distributions])
     assert (firsts[0] - firsts[1]).abs().max() > 1e-3  # what is seen matters
+
+
+@pytest.mark.parametrize("kind", ["blank", "text"])
+def test_rows_may_keep_their_own_lengths(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same texts if no row of a pass is padded to another one, in the models that allow it."""
+    if name == "vision_encoder_decoder" and kind == "text":
+        pytest.skip("it only reads images")
+    padded = decode(name, CFG(2.5), kind)
+    made = []
+    start = OwnLengthsCache.__init__
+
+    def count(cache: Any, *parts: Any) -> None:
+        made.append(cache)
+        start(cache, *parts)
+
+    monkeypatch.setattr(row_batch, "LEAST_PADDING", 1)
+    monkeypatch.setattr(OwnLengthsCache, "__init__", count)
+    own = decode(name, CFG(2.5), kind)
+    assert torch.equal(own.sequences, padded.sequences)
+    torch.testing.assert_close(own.log_probs, padded.log_probs, atol=1e-3, rtol=1e-4)
+    if kind == "text" and name in PROMPTED and name != "paligemma":  # it reads prompts in both directions
+        assert made  # the branches have prompts of other lengths than those with an image
 
 
 def test_scale_one_is_bit_equal_to_plain_generate_in_one_pass(name: str) -> None:

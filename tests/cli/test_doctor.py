@@ -67,6 +67,30 @@ def test_doctor_prints_what_is_known_of_a_model(
     assert "causal: yes" in out
 
 
+@pytest.mark.parametrize("is_shipped", [True, False])
+def test_doctor_prints_how_long_prompts_and_rows_of_other_lengths_are_read(
+    is_shipped: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tiny_folder.save(tmp_path / "model"))
+    if not is_shipped:
+        monkeypatch.setattr(facts, "_entries", dict)
+    assert main(["doctor", folder]) == 0
+    out = capsys.readouterr().out
+    assert "rows keep their own lengths: yes\n" in out
+    assert "long prompts in chunks: yes\n" in out
+    if is_shipped:
+        entry = facts._entries()["LlamaForCausalLM"][0]
+        other = {**entry, "reads_chunks": False, "stays_padded": "makes or changes masks itself"}
+        monkeypatch.setattr(facts, "_entries", lambda: {"LlamaForCausalLM": [other]})
+    else:
+        monkeypatch.setattr(probes, "reads_chunks", lambda model: False)
+        monkeypatch.setattr(probes, "stays_padded", lambda model: "makes or changes masks itself")
+    assert main(["doctor", folder, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows keep their own lengths"] == "no: makes or changes masks itself"
+    assert found["long prompts in chunks"] == "no: does not continue a cache by several tokens in one pass"
+
+
 def test_doctor_prints_why_a_model_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ from functools import cache
 import pytest
 import torch
 
+from textguide.forward import row_batch
+
 from .building import build
 from .checks import CHECKS, Reference, reference, run
 from .classes import all_classes
@@ -80,3 +82,12 @@ def test_every_check_is_exact_or_refused_for_a_known_reason(title: str) -> None:
             assert known in cell.detail
     if title not in WHOLE:
         assert sum(cell.result == "exact" for cell in cells.values()) >= len(CHECKS) - len(FAMILIES[title])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("title", ["BloomForCausalLM", "MptForCausalLM", "DeepseekV3ForCausalLM", "JambaForCausalLM"])
+def test_classes_that_stay_padded_do_so_whatever_the_padding(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_batch, "LEAST_PADDING", 1)
+    with torch.no_grad():
+        cells = {check: run(oracle(title), check) for check in ("batch", "padding", "one pass")}
+    assert {cell.result for cell in cells.values()} == {"exact"}, cells

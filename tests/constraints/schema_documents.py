@@ -13,9 +13,6 @@ from typing import Any
 
 from hypothesis.internal.conjecture import utils as cu
 
-from textguide.constraints.json_schema.checks import SAME_VALUE, ValueChecker
-from textguide.constraints.json_schema.relaxation import relaxed
-
 
 def documents(schema: str, count: int, seed: int) -> list[Any]:
     """``count`` values of a schema, as many as can be made; the same ones for the same seed. Where it refers to itself,
@@ -118,19 +115,6 @@ def spoilt(value: Any, draw: random.Random) -> Any:
     return draw.choice((None, True, 0, -1, 7.5, "", "a", "2020-01-01", [], {}, [1], {"a": 1}, 10**6))
 
 
-def in_order(value: Any, checks: ValueChecker, pointers: tuple[str, ...] = ("",)) -> Any:
-    """The value with its properties in the order in which the schemas at ``pointers`` name them."""
-    closure = tuple(dict.fromkeys(one for at in pointers for one in checks.applied_schemas(at, SAME_VALUE)))
-    if isinstance(value, dict):
-        names = [name for one in closure for name in _names(checks.at(one))]
-        rank = {name: number for number, name in reversed(list(enumerate(names)))}
-        keys = sorted(value, key=lambda key: rank.get(key, len(names)))
-        return {key: in_order(value[key], checks, checks.schemas_of_key(closure, key)) for key in keys}
-    if isinstance(value, list):
-        return [in_order(one, checks, checks.schemas_of_key(closure, number)) for number, one in enumerate(value)]
-    return value
-
-
 def written(value: Any) -> bytes:
     """A value as the engine writes it: what is no character to be seen is escaped, and numbers have no exponent."""
     if isinstance(value, float):
@@ -140,16 +124,3 @@ def written(value: Any) -> bytes:
     if isinstance(value, list):
         return b"[" + b", ".join(map(written, value)) + b"]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f").encode()
-
-
-def _names(node: Any) -> list[str]:
-    """Of the properties, then of what is required beyond them."""
-    if not isinstance(node, dict):
-        return []
-    required = node.get("required")
-    return [*(node.get("properties") or {}), *(required if isinstance(required, list) else ())]
-
-
-def ways(schema: Any) -> ValueChecker:
-    """What is needed to write documents in order."""
-    return ValueChecker(relaxed(schema if isinstance(schema, str) else json.dumps(schema)))

@@ -39,7 +39,7 @@ def keys_documents() -> set[bytes]:
 def test_masks_of_a_finite_schema(seed: int, engine: str) -> None:
     pytest.importorskip(engine)
     documents = keys_documents()
-    session = JSONSchema(KEYS, whitespace="none", engine=engine).start(SMALL)
+    session = JSONSchema(KEYS, whitespace="none", engine=engine, order="schema").start(SMALL)
     compare(
         session, SMALL, lambda t: any(d.startswith(t) for d in documents), documents.__contains__, steps=20, seed=seed
     )
@@ -103,7 +103,7 @@ def test_every_way_in_which_json_is_written_is_flexible() -> None:
 
 def test_what_whitespace_costs() -> None:
     """Against masks counted by hand: with every token as likely, the cost is the log of a ratio of counts."""
-    constraint = JSONSchema({"const": [1, 1]}, whitespace="none")
+    constraint = JSONSchema({"const": [1, 1]}, whitespace="none", order="schema")
     text = b"[1,1]"
     log_probs = torch.full((len(text) + 1, BYTES.size), -math.log(BYTES.size))
     costs = constraint.whitespace_cost(BYTES, [*(byte + 1 for byte in text), 0], log_probs)
@@ -134,10 +134,12 @@ def test_strings_are_bounded() -> None:
 
 def test_properties_come_in_the_order_of_the_schema() -> None:
     schema = {"type": "object", "properties": {"b": {"const": 1}, "a": {"const": 2}}, "required": ["a", "b"]}
-    session = JSONSchema(schema).start(BYTES)
+    session = JSONSchema(schema, order="schema").start(BYTES)
     assert session.is_complete(b'{"b":1,"a":2}')
     assert not session.is_complete(b'{"a":2,"b":1}')
     assert session.is_complete(b'{"b":1,"a":2,"more":[null]}')
+    session = JSONSchema(schema).start(BYTES)
+    assert session.is_complete(b'{"a":2,"more":[null],"b":1}')
 
 
 def test_characters_split_over_tokens() -> None:
@@ -198,7 +200,7 @@ def test_wrong_fields(values: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize(
     ("schema", "construct"),
     [
-        ({"type": "string", "pattern": "(a"}, "unclosed group"),
+        ({"type": "string", "pattern": "(a"}, r"pattern='\(a' cannot be read"),
     ],
 )
 def test_refusals_name_the_construct(schema: Any, construct: str) -> None:
@@ -227,7 +229,8 @@ def test_refusals_name_the_construct(schema: Any, construct: str) -> None:
 )
 def test_references_that_lead_nowhere_are_refused(schema: Any, engine: str) -> None:
     """An engine would allow any document in their place."""
-    with pytest.raises(ValueError, match=r"^schema=.*(\$ref|\$dynamicRef) .* leads nowhere .* nothing is fetched"):
+    reasons = r"(\$ref|\$dynamicRef) .* leads nowhere .* nothing is fetched|requires itself|3 is not of type 'string'"
+    with pytest.raises(ValueError, match=rf"^schema=.*({reasons})"):
         JSONSchema(schema, engine=engine)
 
 
@@ -328,6 +331,7 @@ def test_grammars_too_large_for_the_engine_say_so() -> None:
         Grammar("start: " + "(" * 400 + '"a"' + ")?{50}" * 400).start(BYTES)
 
 
+@pytest.mark.filterwarnings("ignore:schema uses formats")
 def test_the_schemas_of_the_benchmark_load() -> None:
     data = os.environ.get("TEXTGUIDE_DATA")
     if not data:
@@ -339,9 +343,8 @@ def test_the_schemas_of_the_benchmark_load() -> None:
         assert constraint.start(BYTES).is_prefix(b"")
         checked += [constraint.held.checked] if constraint.held.checked else []
     assert len(lines) == 244
-    assert len(checked) == 12
     assert {name for names in checked for name in names} == {
-        "oneOf", "dependencies", "patternProperties", "maxProperties", "not"
+        "oneOf", "dependencies", "format", "not", "patternProperties", "then"
     }  # fmt: skip
 
 
@@ -375,7 +378,9 @@ def test_calls_of_functions() -> None:
     session = Call(weather, move).start(BYTES)
     assert session.is_complete(b'{"name": "weather", "arguments": {"city": "Paris", "days": 2}}')
     assert session.is_complete(b'{"name": "move", "arguments": {"to": {"x": 1, "y": 2}}}')
-    assert not session.is_prefix(b'{"name": "weather", "arguments": {"days"')
+    assert session.is_prefix(b'{"arguments": {"days": 2, "city": "Rome"}, "name": "weather"')
+    assert not session.is_prefix(b'{"arguments": {"days": 2, "city": "Rome"}, "name": "move"')
+    assert not session.is_prefix(b'{"name": "weather", "arguments": {"to"')
     assert not session.is_prefix(b'{"name": "move", "arguments": {"city"')
     assert not session.is_prefix(b'{"name": "stop"')
     assert from_dict(Call(weather).to_dict()) == Call(weather)

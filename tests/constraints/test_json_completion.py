@@ -47,7 +47,7 @@ PERSON = {
     "additionalProperties": False,
 }
 SHORTEST = (
-    b'{"name":"aaa","born":"0000-01-01","key":"0#AA","stamp":"00:00","size":"small","count":15,"tags":["t","t"],'
+    b'{"name":"aaa","born":"1000-01-01","key":"0#AA","stamp":"00:00","size":"small","count":15,"tags":["t","t"],'
     b'"shape":{"kind":"circle","r":0},"flag":true}'
 )
 

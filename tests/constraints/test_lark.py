@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from textguide.constraints import Grammar
+from textguide.constraints import Grammar, from_dict
 from textguide.constraints.grammars.templates import plain
 
 from .walks import BYTES
@@ -55,6 +55,33 @@ def agrees(grammar: str, length: int = 4) -> None:
 def test_texts_are_those_of_lark(grammar: str) -> None:
     assert members(grammar)
     agrees(grammar)
+
+
+@pytest.mark.parametrize("rule", ["start", "item", "pair"])
+@pytest.mark.parametrize("engine", ["llguidance", "xgrammar"])
+def test_start_rule(rule: str, engine: str) -> None:
+    """Any rule can be the first one, also if the grammar has another one named start, which that rule needs."""
+    grammar = 'start: pair ","\n?item: "a" | "b" start\npair: item item'
+    parser = lark.Lark(grammar, parser="earley", lexer="dynamic_complete", start=rule)
+    constraint = Grammar(grammar, engine=engine, start_rule=rule)
+    assert from_dict(constraint.to_dict()) == constraint
+    session = constraint.start(BYTES)
+    count = 0
+    for text in texts(5):
+        try:
+            parser.parse(text)
+        except lark.exceptions.LarkError:
+            is_member = False
+        else:
+            is_member = True
+        count += is_member
+        assert session.is_complete(text.encode()) == is_member, text
+    assert count
+
+
+def test_start_rule_that_does_not_exist() -> None:
+    with pytest.raises(ValueError, match="start_rule='nothing' is no rule of it"):
+        Grammar('start: "a"', start_rule="nothing")
 
 
 def made(seed: int) -> str:

@@ -15,6 +15,7 @@ from textguide.constraints import Regex, UnsatisfiableError, Vocabulary
 
 from . import derivatives as d
 from .walks import BYTES, SMALL, compare
+from .walks import BYTES as EVERY_BYTE
 
 pytest.importorskip("llguidance")
 
@@ -104,7 +105,7 @@ def test_the_oracle_is_right_about_finite_sets() -> None:
     ],
 )
 def test_the_syntax_is_pythons(pattern: str, inside: list[str], outside: list[str]) -> None:
-    session = Regex(pattern).start(BYTES)
+    session = Regex(pattern).start(EVERY_BYTE)
     for text in inside:
         assert session.is_complete(text.encode()), text
         assert session.is_prefix(text.encode())
@@ -199,7 +200,7 @@ def test_a_password() -> None:
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+b", "(a*)*(a*)*c", "((a?){30}a{30})+", "(.*a){20}", "(x+x+)+y"])
 def test_patterns_that_backtrack_for_ever_elsewhere(pattern: str) -> None:
-    session = Regex(pattern).start(BYTES)
+    session = Regex(pattern).start(EVERY_BYTE)
     text = b"a" * 5000
     assert session.is_prefix(text) == (pattern != "(x+x+)+y")
     assert not session.is_complete(text + b"!")
@@ -295,3 +296,12 @@ def test_tokens_that_cannot_be_written(token: int, message: str) -> None:
 def test_wrong_fields(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"pattern=3|engine='nfa'"):
         Regex(**values)
+
+
+@pytest.mark.parametrize(("pattern", "count"), [("((a{1,30}){1,30}){1,30}", 200), ("([ab]{1,60}){1,60}", 400)])
+def test_limits_of_the_engine_are_errors_and_no_verdicts(pattern: str, count: int) -> None:
+    session = Regex(pattern).start(EVERY_BYTE)
+    assert session.is_complete(b"a" * 20)
+    for question in (session.is_prefix, session.is_complete):
+        with pytest.raises(ValueError, match="too large for the engine"):
+            question(b"a" * count)

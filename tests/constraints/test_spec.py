@@ -15,11 +15,15 @@ from textguide.constraints import (
     AllOf,
     AnyOf,
     Constraint,
+    Corpus,
     Grammar,
     JSONSchema,
     Not,
     Predicate,
+    Quote,
     Regex,
+    Tag,
+    Tags,
     from_dict,
     resolve,
 )  # fmt: skip
@@ -36,6 +40,9 @@ EVERY: list[Constraint] = [
     AllOf(Regex("a"), Not(Regex("b"))),
     After("</think>", Regex("a")),
     SMILES(),
+    Tags([Tag("<a>", Regex("b"), "</a>"), Tag("<c>", SMILES())], at_most=2),
+    Quote("a b", unit="word", most=2),
+    Corpus({"a": "b", "c": "d"}),
     SQL({"t": ["a", "b c"]}, dialect="standard"),
 ]
 
@@ -50,6 +57,7 @@ def test_to_json_and_back(constraint: Constraint) -> None:
 
 def test_every_kind_is_registered() -> None:
     kinds = {"regex", "json-schema", "grammar", "predicate", "any-of", "all-of", "not", "after", "sql", "smiles"}
+    kinds |= {"quote", "corpus", "tags"}
     ours = {kind for kind, made in Constraint.registry.items() if made.__module__.startswith("textguide.constraints")}
     assert ours == kinds
     assert {constraint.kind for constraint in EVERY} == kinds - {"predicate"} - {"not"}

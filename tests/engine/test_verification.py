@@ -21,7 +21,7 @@ from ..architectures import Tokenizer, build
 
 PROMPTS = [[5, 9, 33, 7, 20, 41, 8, 12, 17], [11, 4, 52], [30]]
 GUIDANCE = CFG(1.5, negative_prompt=[[17, 18, 19], [9, 9, 25, 7, 7, 13], [50]])
-EXACT = 1e-4
+EXACT = 5e-4  # nats; T5 has logits around 60, whose rounding differs between processors
 
 
 def _run(model: Any, guidance: Any = GUIDANCE, prompts: Any = PROMPTS, **options: Any) -> Verification:

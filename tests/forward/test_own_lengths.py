@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import itertools
 import random
 import threading
+import weakref
 from typing import Any
 
 import pytest
 import torch
 
-from textguide.forward import prefill, row_batch
+from textguide.forward import own_lengths, prefill, row_batch
 from textguide.forward.model_adapter import adapter
 from textguide.forward.own_lengths import PREFIX, OwnLengthsCache
 
@@ -41,10 +45,15 @@ def _cache(rows: row_batch.Rows) -> OwnLengthsCache:
     return batch.cache
 
 
+@pytest.mark.parametrize("most", [None, 1, 2])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", SUPPORTED)
 @torch.no_grad()
-def test_answers_are_those_of_rows_alone(name: str, seed: int) -> None:
+def test_answers_are_those_of_rows_alone(
+    name: str, seed: int, most: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``most``: groups of similar length, as on a GPU."""
+    monkeypatch.setattr(own_lengths, "most_groups", lambda device: most)
     model = build(name)
     rng = random.Random(seed)
     rows = _read(model, PROMPTS)
@@ -70,12 +79,15 @@ def test_answers_are_those_of_rows_alone(name: str, seed: int) -> None:
             text += ids[row].tolist()
             torch.testing.assert_close(logits[row], _alone(model, text)[-new:], atol=2e-4, rtol=0)
     if name != "jamba":
-        _cache(rows)
+        cache = _cache(rows)
+        assert most is None or len(cache.groups.rows) <= most
 
 
+@pytest.mark.parametrize("most", [None, 2])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @torch.no_grad()
-def test_tokens_are_removed_from_every_row(name: str) -> None:
+def test_tokens_are_removed_from_every_row(name: str, most: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_lengths, "most_groups", lambda device: most)
     model = build(name)
     rows = _read(model, PROMPTS)
     rows.forward(torch.tensor([[40, 41, 42]] * 4))
@@ -103,8 +115,31 @@ def test_padded_prompts_lose_their_padding() -> None:
         torch.testing.assert_close(logits[row, -1], _alone(model, [*prompt, 7])[-1], atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize("most", [None, 2])
 @torch.no_grad()
-def test_rows_can_be_padded_again() -> None:
+def test_keys_leave_memory_with_their_cache(most: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_lengths, "most_groups", lambda device: most)
+    model = build("llama")
+    rows = _read(model, PROMPTS)
+    rows.forward(torch.tensor([[7]] * 4))
+    layer = weakref.ref(_cache(rows).layers[0])
+    merged = row_batch.merge([rows, _read(model, PROMPTS[:1])])
+    gc.collect()
+    gc.disable()
+    try:
+        del rows
+        assert layer() is None
+        layer = weakref.ref(_cache(merged).layers[0])
+        del merged
+        assert layer() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("most", [None, 2])
+@torch.no_grad()
+def test_rows_can_be_padded_again(most: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_lengths, "most_groups", lambda device: most)
     model = build("llama")
     rows = _read(model, PROMPTS)
     rows.forward(torch.tensor([[7]] * 4))
@@ -124,8 +159,11 @@ def test_windows_cannot_become_static_and_are_refused_by_name() -> None:
         batch.make_static(4)
 
 
+@pytest.mark.parametrize("most", [None, 2])
 @torch.no_grad()
-def test_chunks_of_attention_begin_where_they_begin_in_the_text() -> None:
+def test_chunks_of_attention_begin_where_they_begin_in_the_text(
+    most: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Llama 4 attends within chunks of the text, so that a mask depends on positions and not only on distances."""
     import transformers as tf
 
@@ -140,6 +178,7 @@ def test_chunks_of_attention_begin_where_they_begin_in_the_text() -> None:
     for parameter in model.parameters():
         parameter.mul_(4.0 if parameter.dim() > 1 else 1.0)
     assert adapter(model).keeps_own_lengths
+    monkeypatch.setattr(own_lengths, "most_groups", lambda device: most)
     rows = _read(model, PROMPTS)
     texts = [list(prompt) for prompt in PROMPTS]
     for step in range(8):
@@ -228,3 +267,81 @@ def test_layers_that_share_keys_take_turns(least: int, monkeypatch: pytest.Monke
         for row, text in enumerate(texts):
             text.append(7 + step)
             torch.testing.assert_close(logits[row, -1], _alone(model, text)[-1], atol=2e-4, rtol=2e-4)
+
+
+@torch.no_grad()
+def test_similar_rows_share_calls_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    rows = {}
+    for most in (None, 2):
+        monkeypatch.setattr(own_lengths, "most_groups", lambda device, most=most: most)
+        rows[most] = _read(model, PROMPTS)
+    assert [own.tolist() for own in _cache(rows[None]).groups.rows] == [[0], [1], [2], [3]]
+    cache = _cache(rows[2])
+    # 9, 1, 4 and 7 tokens: with two groups, 9 + 7 and 1 + 4 need the least padding.
+    assert [own.tolist() for own in cache.groups.rows] == [[1, 2], [0, 3]]
+    assert [None if own is None else own.tolist() for own in cache.groups.padding] == [[3, 0], [0, 2]]
+    assert cache.groups.missing == [5, 0]
+    calls = []
+    attend = own_lengths._model_attention
+    monkeypatch.setattr(own_lengths, "_model_attention", lambda module: _counted(attend(module), calls))
+    for most in (None, 2):
+        del calls[:]
+        rows[most].forward(torch.tensor([[7]] * 4))
+        assert len(calls) == model.config.num_hidden_layers * (most or 4)
+
+
+def _counted(function: Any, calls: list[int]) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_padding_is_the_least(seed: int) -> None:
+    rng = random.Random(seed)
+    counts = [rng.randint(1, 4) for _ in range(6)]
+    lengths = [rng.randint(1, 50) for _ in range(6)]
+
+    def padding(groups: list[list[int]]) -> int:
+        assert sorted(number for group in groups for number in group) == list(range(6))
+        longest = [max(lengths[number] for number in group) for group in groups]
+        return sum(counts[n] * (own - lengths[n]) for group, own in zip(groups, longest, strict=True) for n in group)
+
+    found = own_lengths._similar(counts, lengths, 3)
+    assert len(found) <= 3
+    every = []
+    for labels in itertools.product(range(3), repeat=6):
+        groups = [[n for n in range(6) if labels[n] == label] for label in range(3)]
+        every.append(padding([group for group in groups if group]))
+    assert padding(found) == min(every)
+
+
+@torch.no_grad()
+def test_a_model_without_masks_cannot_pad_within_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_lengths, "most_groups", lambda device: 1)
+    rows = _read(build("llama"), PROMPTS)
+    module = build("llama").model.layers[0].self_attn
+    cache = _cache(rows)
+    states = torch.zeros(4, 2, 1, 8)
+    keys, values = cache.layers[0].update(states, states)
+    with pytest.raises(own_lengths.OwnLengthsError, match="attends without a mask"):
+        own_lengths._attention(module, torch.zeros(4, 4, 1, 8), keys, values, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@torch.no_grad()
+def test_a_gpu_has_few_groups() -> None:
+    model = copy.deepcopy(build("llama")).cuda()
+    prompts = [*PROMPTS, PROMPTS[0][:5], PROMPTS[0][:6]]
+    rows = row_batch.merge([prefill.read_prompts(model, [prompt], "cuda")[0] for prompt in prompts])
+    assert len(_cache(rows).groups.rows) == own_lengths.GROUPS_ON_GPU
+    texts = [list(prompt) for prompt in prompts]
+    for step in range(4):
+        logits = rows.forward(torch.full((len(prompts), 1), 7 + step, device="cuda")).cpu()
+        for row, text in enumerate(texts):
+            text.append(7 + step)
+            torch.testing.assert_close(logits[row, -1], _alone(build("llama"), text)[-1], atol=2e-3, rtol=2e-3)

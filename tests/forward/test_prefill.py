@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import textguide
 from textguide import CFG, guided_decoding
-from textguide.forward import prefill
+from textguide.forward import caches, prefill
 from textguide.forward.model_adapter import adapter
 
 from ..architectures import ENCODER_DECODER, NAMES, RECURRENT, VOCAB, Tokenizer, build
@@ -59,10 +60,11 @@ def test_a_shared_beginning_is_read_once_and_changes_nothing(name: str, lengths:
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("lengths", list(PROMPTS))  # transformers passes no mask for prompts of one length
 @pytest.mark.parametrize("samples", [1, 3])
-def test_guided_texts_are_those_of_prompts_one_by_one(samples: int) -> None:
+def test_guided_texts_are_those_of_prompts_one_by_one(samples: int, lengths: str) -> None:
     model, tokenizer = build("llama"), Tokenizer()
-    prompts = PROMPTS["of unlike length"]
+    prompts = PROMPTS[lengths]
 
     def texts(some: list[list[int]]) -> list[list[int]]:
         out = textguide.generate(
@@ -81,6 +83,21 @@ def test_guided_texts_are_those_of_prompts_one_by_one(samples: int) -> None:
     alone = [tokens_of(model, lambda prompt=prompt: texts([prompt])) for prompt in prompts]
     assert together == [text for some, _ in alone for text in some]
     assert read < sum(count for _, count in alone)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@torch.no_grad()
+def test_the_cache_of_generate_keeps_no_second_copy_of_the_prompts(count: int) -> None:
+    model = build("llama")
+    ids = torch.tensor(PROMPTS["of one length"][:count])
+    cache = DynamicCache(config=model.config)
+    prepared = {caches.cache_argument(model): cache, "attention_mask": None}
+    rows, logits = prefill.read_prepared(model, ids, prepared, fresh=True)
+    assert rows.rows == count
+    assert cache.get_seq_length() == 0
+    torch.testing.assert_close(logits, model(ids).logits[:, -1], atol=1e-4, rtol=0)
+    prefill.read_prepared(model, ids, prepared)  # plain decoding uses it
+    assert cache.get_seq_length() == ids.shape[1]
 
 
 @pytest.mark.parametrize("samples", [1, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from textguide import AWRS, CAIF, CFG
 from textguide.cli import main
 from textguide.guidance import Composed, DoLa, FeynmanKac, Formula, Guidance, Step, catalogue
+from textguide.guidance.base import AS_IN_PAPER
 from textguide.guidance.needs import Need
 from textguide.guidance.places import PLACES, check_place, place
 from textguide.step.guided_step import guided_log_probs
@@ -17,6 +19,7 @@ from textguide.step.guided_step import guided_log_probs
 from . import oracles
 
 oracles.collect()
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_needs_are_read_off_branches() -> None:
@@ -83,3 +86,17 @@ def test_the_command_prints_the_matrix(capsys: pytest.CaptureFixture[str]) -> No
     out = capsys.readouterr().out
     assert place("vllm").lacks[Need.PART][1:] in " ".join(out.split())
     assert "cfg" not in out
+
+
+def test_methods_with_another_mechanism_than_their_paper_are_named() -> None:
+    """In the list of methods, on their pages and next to the claims that they were tested for."""
+    others = catalogue.other_mechanisms({"nag", "cfg", "s2"})
+    assert others.keys() == {"nag", "s2"}
+    rows = {method["name"]: method["mechanism"] for method in catalogue.methods()}
+    assert rows["cfg"] == AS_IN_PAPER
+    assert f"| {rows['nag']} |" in catalogue.markdown()
+    for name, mechanism in rows.items():
+        if not Guidance.registry[name].__module__.startswith("textguide.") or not Guidance.registry[name].about.paper:
+            continue  # a method of a test, or without a paper
+        page = (DOCS / "methods" / f"{name}.md").read_text(encoding="utf-8")
+        assert f"**Mechanism:** {mechanism}" in " ".join(page.split())

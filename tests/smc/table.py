@@ -118,8 +118,16 @@ def exact_samples(texts: list[Text], outcome: Outcome, seed: int = 0) -> list[Te
     return kept
 
 
-def shares_hold(texts: list[Text], outcome: Outcome, conditional: dict[Text, float], evidence: float) -> None:
-    """Each text by itself: its share of the mean weight is its probability."""
+def shares_hold(
+    texts: list[Text], outcome: Outcome, conditional: dict[Text, float], evidence: float, least: int = 0
+) -> None:
+    """Each text by itself: its share of the mean weight is its probability.
+
+    Args:
+        least: texts that fewer populations contain are not judged: rare draws with large weights have no normal
+            distribution. The judged ones have to make up a third of the probability.
+    """
+    judged = 0.0
     size = len(texts) // len(outcome.log_evidence)
     weights = outcome.log_weights.exp().tolist()
     for text, probability in conditional.items():
@@ -127,5 +135,7 @@ def shares_hold(texts: list[Text], outcome: Outcome, conditional: dict[Text, flo
             sum(weights[r] for r in range(start, start + size) if texts[r] == text) / size
             for start in range(0, len(texts), size)
         ]
-        if probability * len(masses) > 20:
+        if probability * len(masses) > 20 and sum(mass > 0 for mass in masses) >= least:
+            judged += probability
             assert abs(z_score(masses, probability * evidence)) < 4
+    assert judged > 1 / 3 or least == 0

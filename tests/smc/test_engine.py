@@ -14,7 +14,7 @@ import transformers as tf
 
 import textguide
 from textguide import AWRS, CFG
-from textguide.constraints import Vocabulary
+from textguide.constraints import Regex, UnsatisfiableError, Vocabulary
 from textguide.guidance import Composed, Guidance
 from textguide.reference import decoding as plain_reference
 from textguide.reference import smc as reference
@@ -426,3 +426,12 @@ def test_every_field_goes_to_json_and_back() -> None:
         values = guidance.to_dict()
         assert values["method"] == "awrs"
         assert Guidance.from_dict(values) == guidance
+
+
+def test_a_limit_that_no_text_fits_into_is_refused_before_the_first_token() -> None:
+    model, tokenizer = textguide.load("smollm2-small")
+    options: dict[str, Any] = {"do_sample": True, "seed": 0}
+    with pytest.raises(UnsatisfiableError, match=r"max_new_tokens=3 is too few .* shortest text needs \d+ tokens"):
+        textguide.generate(model, tokenizer, ["A"], guidance=AWRS(Regex("[0-9]{40}")), max_new_tokens=3, **options)
+    out = textguide.generate(model, tokenizer, ["A"], guidance=AWRS(Regex("[0-9]{2}")), max_new_tokens=3, **options)
+    assert out.finished.all()

@@ -16,9 +16,9 @@ from textguide.constraints import Constraint, Session, Vocabulary
 pytest.importorskip("llguidance")
 pytest.importorskip("datasets")
 
-from textguide.constraints.sql.grammar import sql_grammar
 from textguide.tasks import constrained
 from textguide.tasks.constrained import json_documents, pattern_matching, text_to_sql
+from textguide.tasks.constrained.sql_grammar import sql_grammar
 
 DATA = os.environ.get("TEXTGUIDE_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="TEXTGUIDE_DATA is not set: the data files are not there")

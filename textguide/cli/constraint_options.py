@@ -9,7 +9,7 @@ from typing import Any
 from ..support.options import add_options
 from .signatures import names_in, settings_of, values_of
 
-CONSTRAINTS = ("regex", "json_schema", "grammar", "constraint")
+CONSTRAINTS = ("regex", "json_schema", "grammar", "quote", "constraint")
 """Options of which one describes the constraint."""
 SAMPLERS = names_in("guidance/awrs.py", "SAMPLERS")
 SAMPLING = settings_of(
@@ -43,6 +43,11 @@ def add_constraint(parser: argparse.ArgumentParser) -> Any:
     one.add_argument("--regex", metavar="PATTERN", help="the whole continuation matches this regular expression")
     one.add_argument("--json-schema", metavar="FILE", help="the continuation is a JSON document of the schema in FILE")
     one.add_argument("--grammar", metavar="FILE", help="the continuation is a text of the Lark grammar in FILE")
+    one.add_argument(
+        "--quote",
+        metavar="PATH",
+        help="the continuation appears verbatim in a file, or in a file of a folder; it starts and ends between words",
+    )
     one.add_argument(
         "--constraint",
         metavar="LINE",
@@ -108,7 +113,8 @@ def constraint(arguments: argparse.Namespace, engine: str | None = None) -> Any:
 
 
 def _constraint(name: str, value: str, whitespace: str, engine: str | None) -> Any:
-    from ..constraints import Grammar, JSONSchema, Regex, resolve
+    from ..constraints import Corpus, Grammar, JSONSchema, Regex, resolve
+    from ..constraints.quotes import files_in
 
     options: dict[str, Any] = {} if engine is None else {"engine": engine}
     if name == "regex":
@@ -117,6 +123,8 @@ def _constraint(name: str, value: str, whitespace: str, engine: str | None) -> A
         return JSONSchema(Path(value), whitespace=whitespace, **options)
     if name == "grammar":
         return Grammar(Path(value), **options)
+    if name == "quote":
+        return Corpus(files_in(Path(value)), whitespace="normalized", unit="word")
     return resolve(value, engine)
 
 
@@ -138,7 +146,9 @@ def constrained(arguments: argparse.Namespace, guidance: Any, engine: str | None
         for name in ("particles", "sampler", "all_particles", "after", "lookahead"):
             if getattr(arguments, name, None):
                 flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} needs a constraint; add --regex, --json-schema, --grammar or --constraint")
+                raise ValueError(
+                    f"{flag} needs a constraint; add --regex, --json-schema, --grammar, --quote or --constraint"
+                )
         return guidance
     fields = {name: value for name, value in values_of(SAMPLING, arguments).items() if value is not None}
     if fields.get("lookahead") == "none":

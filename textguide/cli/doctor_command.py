@@ -103,7 +103,8 @@ def examine_model(name: str) -> dict[str, str]:
         "padding": padding.value,
         "several tokens in one pass": _yes(known.reads_chunks),
         "causal": _yes(known.is_causal),
-        "rows keep their own lengths": f"no: {known.stays_padded}" if known.stays_padded else "yes",
+        "long prompts in chunks": _yes_or(known.why_not_in_chunks(1, 1)),
+        "rows keep their own lengths": _yes_or(known.stays_padded),
         "longest window or chunk": f"{longest} tokens" if longest else "none",
         "rotary embeddings change after": "no length" if switch is None else f"{switch} tokens",
     }
@@ -111,6 +112,11 @@ def examine_model(name: str) -> dict[str, str]:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
+
+
+def _yes_or(reason: str) -> str:
+    """``yes`` if there is no reason against it."""
+    return f"no: {reason}" if reason else "yes"
 
 
 def _missing_files() -> list[str]:

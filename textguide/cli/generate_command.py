@@ -11,7 +11,7 @@ from typing import Any
 from ..support.checks import whole_number
 from . import constraint_options, options
 from .parser import add_command
-from .progress import progress_bar
+from .progress import PromptProgress, progress_bar
 
 
 def add(commands: Any) -> None:
@@ -42,6 +42,12 @@ def add(commands: Any) -> None:
     options.add_decoding(parser, 128)
     options.add_speculation(parser)
     parser.add_argument(
+        "--prefill-chunk-size",
+        type=int,
+        metavar="N",
+        help="read prompts N tokens at a time [all at once; as many as fit into 1 GiB with guidance]",
+    )
+    parser.add_argument(
         "--verify",
         type=int,
         default=0,
@@ -61,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     decoding = options.decoding(arguments)
     if arguments.speculation:
         decoding["speculation"] = arguments.speculation
+    if arguments.prefill_chunk_size is not None:
+        decoding["prefill_chunk_size"] = arguments.prefill_chunk_size
     if arguments.verify:
         decoding["verify"] = arguments.verify
     if arguments.num_return_sequences > 1:
@@ -100,7 +108,16 @@ def _stream(
 
     if isinstance(prompt, str) and arguments.system is None:
         print(prompt, end="", flush=True)
-    for chunk in stream(model, tokenizer, prompt, guidance, system=arguments.system, **decoding):
+    pieces = stream(
+        model,
+        tokenizer,
+        prompt,
+        guidance,
+        system=arguments.system,
+        prefill_progress=PromptProgress(),
+        **decoding,
+    )
+    for chunk in pieces:
         print(chunk.text, end="", flush=True)
     print()
     return 0
@@ -117,8 +134,8 @@ def _batches(
     from ..generation import generate
 
     seed = decoding.pop("seed")
-    with progress_bar(shown=len(prompts) > arguments.batch_size) as bar:
-        task = bar.add_task("decoding", total=len(prompts))
+    with progress_bar() as bar:
+        task = bar.add_task("decoding", total=len(prompts), visible=len(prompts) > arguments.batch_size)
         for start in range(0, len(prompts), arguments.batch_size):
             batch = prompts[start : start + arguments.batch_size]
             # Each batch has its own seed, so that equal batches do not repeat each other's text.
@@ -129,6 +146,7 @@ def _batches(
                 guidance,
                 system=arguments.system,
                 seed=None if seed is None else seed + start,
+                prefill_progress=PromptProgress(bar),
                 **decoding,
             )
             if arguments.json:

@@ -135,7 +135,9 @@ def _value(arguments: argparse.Namespace, out: Path) -> int:
 
     described = constraint_options.constraint(arguments)
     if described is None:
-        raise ValueError("--kind value needs a constraint; add --regex, --json-schema, --grammar or --constraint")
+        raise ValueError(
+            "--kind value needs a constraint; add --regex, --json-schema, --grammar, --quote or --constraint"
+        )
     if arguments.prompts is None:
         raise ValueError(
             "--kind value needs --prompts, a file with one prompt per line, similar to those of later runs"

@@ -53,6 +53,7 @@ def _print_method(name: str) -> None:
 
     method = Guidance.registry[name]
     print(textwrap.dedent("    " + (method.__doc__ or "")).rstrip())
+    print(f"\nMechanism: {method.about.mechanism}")
     print("\nAll fields, with their defaults:\n")
     for field in catalogue.described_fields(method):
         default = "" if field["required"] else f" = {field['default']!r}"

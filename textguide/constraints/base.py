@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -12,6 +13,36 @@ from .vocabulary import Vocabulary
 
 class UnsatisfiableError(ValueError):
     """No text satisfies a constraint, or the vocabulary cannot write one that does."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place in a document.
+
+    Args:
+        document: its name.
+        start: its first character.
+        end: the character after the last one.
+    """
+
+    document: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A part of a text that is quoted from documents.
+
+    Args:
+        start: its first character in the text.
+        end: the character after the last one.
+        sources: its places in documents, in the order of the documents.
+    """
+
+    start: int
+    end: int
+    sources: tuple[Source, ...]
 
 
 class Constraint(ABC):
@@ -54,6 +85,26 @@ class Constraint(ABC):
             The continuation, which may be wrong: callers check it. None if no guess is possible.
         """
         return None
+
+    def special_tokens(self, vocabulary: Vocabulary) -> frozenset[str]:
+        """The names of the special tokens of ``vocabulary`` that members may contain."""
+        return frozenset()
+
+    def vocabulary(self, vocabulary: Vocabulary) -> Vocabulary:
+        """``vocabulary``, in which the special tokens that members may contain have bytes.
+
+        Raises:
+            ValueError: one of them ends the text.
+        """
+        return vocabulary.spelled(self.special_tokens(vocabulary))
+
+    def citations(self, text: str) -> tuple[Citation, ...]:
+        """The parts of a member that are quoted from documents, with their sources.
+
+        Args:
+            text: a member, as ``decode`` shows it.
+        """
+        return ()
 
     @abstractmethod
     def start(self, vocabulary: Vocabulary) -> Session:

@@ -23,15 +23,20 @@ class _Combination(Constraint, ABC):
     constraints: tuple[Constraint, ...]
     operator: ClassVar[str]
 
-    def __init__(self, *constraints: Constraint) -> None:
-        if len(constraints) == 1 and isinstance(constraints[0], Sequence):
+    def __init__(self, *constraints: Any) -> None:
+        from .spec import resolve
+
+        if len(constraints) == 1 and isinstance(constraints[0], Sequence) and not isinstance(constraints[0], str):
             constraints = tuple(constraints[0])
         if not constraints:
             raise ValueError(f"constraints=() of {type(self).__name__} is empty; pass at least one constraint")
+        parts = []
         for number, constraint in enumerate(constraints):
-            if not isinstance(constraint, Constraint):
-                raise ValueError(f"constraints[{number}]={constraint!r} must be a constraint such as Regex('a')")
-        object.__setattr__(self, "constraints", constraints)
+            try:
+                parts.append(resolve(constraint))
+            except ValueError as error:
+                raise ValueError(f"constraints[{number}] of {type(self).__name__}: {error}") from None
+        object.__setattr__(self, "constraints", tuple(parts))
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "constraints": [constraint.to_dict() for constraint in self.constraints]}
@@ -48,6 +53,10 @@ class _Combination(Constraint, ABC):
             return None
         return f"({self.operator.join(f'({part})' for part in parts)})"
 
+    def special_tokens(self, vocabulary: Vocabulary) -> frozenset[str]:
+        """As :meth:`Constraint.special_tokens`: those of all parts."""
+        return frozenset().union(*(part.special_tokens(vocabulary) for part in self.constraints))
+
     def _regular_session(self, vocabulary: Vocabulary) -> Session | None:
         """A session with exact masks, if every part is regular."""
         terminal = self.regular()
@@ -62,7 +71,8 @@ class AnyOf(_Combination):
     """Texts that satisfy at least one constraint. Exact for all constraints.
 
     Args:
-        *constraints: the constraints, or one list of them.
+        *constraints: the constraints, or values that describe them as in :class:`textguide.AWRS`; or one list of
+            them.
 
     Raises:
         ValueError: there are none, or one of them is not a constraint.
@@ -103,7 +113,7 @@ class AllOf(_Combination):
     a point where no token is allowed; that particle is given up with weight 0, so the samples are still correct.
 
     Args:
-        *constraints: the constraints, or one list of them. Put cheap ones first: later ones are only evaluated for
+        *constraints: as in :class:`AnyOf`. Put cheap ones first: later ones are only evaluated for
             texts that the earlier ones accept.
 
     Raises:
@@ -149,8 +159,9 @@ class Not(Constraint):
     kind = "not"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.constraint, Constraint):
-            raise ValueError(f"constraint={self.constraint!r} must be a constraint such as Regex('a')")
+        from .spec import resolve
+
+        object.__setattr__(self, "constraint", resolve(self.constraint))
         if self.constraint.regular() is None:
             raise ValueError(
                 f"constraint={type(self.constraint).__name__} cannot be negated: this is only decidable for regular "

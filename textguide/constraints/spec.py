@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..support.importing import named_object
+from .arguments import shortened
 from .base import Constraint
 from .grammars import Grammar
 from .json_schema import JSONSchema
 from .patterns import Regex
 from .predicate import Predicate
+from .python_values import from_python, is_type
+from .quotes import Corpus, files_in
 from .smiles import SMILES
 from .sql import SQL
 
@@ -23,9 +26,11 @@ _LINES = {
     "grammar": "grammar:FILE",
     "sql": "sql:DATABASE",
     "smiles": "smiles",
+    "quote": "quote:FILE",
     "python": "python:MODULE:NAME",
 }
 """How each kind is written in a line of text."""
+_SCHEMA_KEYWORDS = frozenset(("$schema", "type", "properties", "items", "anyOf", "oneOf", "allOf", "enum", "$ref"))
 
 
 def from_dict(values: dict[str, Any]) -> Constraint:
@@ -54,11 +59,13 @@ def resolve(value: Any, engine: str | None = None) -> Constraint:
     """The constraint that ``value`` is or describes.
 
     Args:
-        value: a constraint; a dict as :meth:`Constraint.to_dict` returns it, or the same as JSON text; or
-            ``regex:PATTERN``, ``json-schema:FILE`` (or the schema itself), ``grammar:FILE`` (or the grammar itself,
-            with a newline or a ``start:``), ``sql:DATABASE`` (a file or a URL), ``smiles``, ``python:MODULE:NAME`` (a
-            constraint, or a function for :class:`Predicate`).
-        engine: for a pattern, schema or grammar given as a line of text; None: their own default.
+        value: a constraint; a dict as :meth:`Constraint.to_dict` returns it, or the same as JSON text; a Python value
+            (see :func:`~.python_values.from_python`: pydantic models and other types, lists of texts, compiled
+            patterns); or ``regex:PATTERN``, ``json-schema:FILE`` (or the schema itself), ``grammar:FILE`` (or the
+            grammar itself, with a newline or a ``start:``), ``sql:DATABASE`` (a file or a URL), ``smiles``,
+            ``quote:FILE`` (or a folder, whose files are documents), ``python:MODULE:NAME`` (any of these values, or a
+            function for :class:`Predicate`).
+        engine: for a pattern, schema or grammar that is not given as a constraint; None: their own default.
 
     Raises:
         ValueError: ``value`` is none of these, or cannot be used.
@@ -66,15 +73,35 @@ def resolve(value: Any, engine: str | None = None) -> Constraint:
     if isinstance(value, Constraint):
         return value
     if isinstance(value, dict):
+        if "kind" not in value and _SCHEMA_KEYWORDS & value.keys():
+            raise ValueError(f"constraint={shortened(repr(value))} is a JSON schema; write JSONSchema({{…}})")
         return from_dict(value)
     if not isinstance(value, str):
-        raise ValueError(f"constraint={value!r} must be a constraint, a dict, or a text such as 'regex:[a-z]+'")
+        return _from_value(value, engine)
     if value.lstrip().startswith("{"):
         try:
             return from_dict(json.loads(value))
         except json.JSONDecodeError as error:
             raise ValueError(f"constraint={value!r} is not valid JSON: {error}") from None
     return _from_line(value, engine)
+
+
+def _from_value(value: Any, engine: str | None) -> Constraint:
+    if isinstance(value, type) and issubclass(value, Constraint):
+        raise ValueError(f"constraint={value.__name__} is the class of a constraint; write {value.__name__}(…)")
+    constraint = from_python(value, engine)
+    if constraint is not None:
+        return constraint
+    if callable(value):
+        name = getattr(value, "__qualname__", repr(value))
+        raise ValueError(
+            f"constraint={name} is a function; write Call({name}) for calls of it as JSON, or Predicate({name}) for "
+            "the texts that it accepts"
+        )
+    raise ValueError(
+        f"constraint={shortened(repr(value))} must be a constraint such as Regex('[a-z]+'), a type such as a pydantic "
+        "model, a list of texts, a compiled pattern, a dict, or a text such as 'regex:[a-z]+'"
+    )
 
 
 def _from_line(line: str, engine: str | None) -> Constraint:
@@ -92,20 +119,29 @@ def _from_line(line: str, engine: str | None) -> Constraint:
             return Grammar(argument if is_text else Path(argument), **options)
         if kind == "sql":
             return SQL(argument)
+        if kind == "quote":
+            return Corpus(files_in(Path(argument)))
         if kind == "python":
             return _from_python(argument)
     near = difflib.get_close_matches(kind, _LINES, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}:…?" if near else f"use one of {', '.join(_LINES.values())}"
-    raise ValueError(f"constraint={line!r} is unknown; {hint}")
+    if near:
+        raise ValueError(f"constraint={line!r} is unknown; did you mean {near[0]}:…?")
+    raise ValueError(
+        f"constraint={line!r} may be a pattern or the only text that is allowed; write Regex({line!r}) or "
+        f"[{line!r}], or use one of {', '.join(_LINES.values())}"
+    )
 
 
 def _from_python(path: str) -> Constraint:
     value = named_object(path, "constraint")
     if isinstance(value, Constraint):
         return value
-    if callable(value) and not isinstance(value, type):
+    if callable(value) and not is_type(value):
         return Predicate(value)
+    constraint = from_python(value)
+    if constraint is not None:
+        return constraint
     raise ValueError(
-        f"constraint 'python:{path}' is a {type(value).__name__}; it must be a textguide.constraints.Constraint, or a "
-        "function from a text to True or False"
+        f"constraint 'python:{path}' is a {type(value).__name__}; it must be a textguide.constraints.Constraint, a "
+        "type, a list of texts, a compiled pattern, or a function from a text to True or False"
     )

@@ -57,6 +57,14 @@ def read(tokenizer: Any) -> tuple[list[bytes], bool]:
     return tokens, drops_leading_space
 
 
+def special_tokens(tokenizer: Any, tokens: list[bytes]) -> list[tuple[str, int]]:
+    """Names and ids of the special tokens, which are those without bytes in ``tokens``."""
+    special = set(tokenizer.all_special_ids)
+    special |= {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+    ids = sorted(token for token in special if token < len(tokens) and not tokens[token])
+    return [(str(name), token) for name, token in zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True)]
+
+
 @cache
 def byte_alphabet() -> dict[str, int]:
     """The byte of each character of byte-level BPE.

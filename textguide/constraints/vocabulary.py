@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +15,8 @@ from ..support.checks import whole_number
 _VOCABULARIES: WeakKeyDictionary[Any, OrderedDict[Any, Vocabulary]] = WeakKeyDictionary()
 MOST_KEPT = 8
 """Vocabularies that are kept per tokenizer."""
+SPECIAL = b"\xff"
+"""The byte before and after the name of a special token, if it has bytes at all; UTF-8 never contains it."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Vocabulary:
         drops_leading_space: whether the tokenizer's ``decode`` drops a space at the start of the text, as SentencePiece
             and WordPiece do. Constraints then apply to the text without that space, whether it was written or not;
             :attr:`Session.text` holds the bytes that were written.
+        specials: names and ids of the special tokens, which constraints on tags may use; see :meth:`spelled`.
 
     Raises:
         ValueError: an end token is not an id of the vocabulary.
@@ -36,6 +39,7 @@ class Vocabulary:
     tokens: tuple[bytes, ...]
     ends: frozenset[int]
     drops_leading_space: bool = False
+    specials: tuple[tuple[str, int], ...] = ()
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
@@ -110,11 +114,13 @@ class Vocabulary:
         key = (len(tokenizer), size, ends, tuple(sorted(tokenizer.get_added_vocab().items())))
         if key not in cache:
             tokens, drops_leading_space = tokenizer_bytes.read(tokenizer)
+            specials = tokenizer_bytes.special_tokens(tokenizer, tokens)
             if size is None:
                 size = len(tokens)
             padded = [*tokens[:size], *[b""] * (size - len(tokens))]
             without_ends = tuple(b"" if token in ends else text for token, text in enumerate(padded))
-            cache[key] = cls(without_ends, frozenset(end for end in ends if end < size), drops_leading_space)
+            named = tuple((name, token) for name, token in specials if token < size)
+            cache[key] = cls(without_ends, frozenset(end for end in ends if end < size), drops_leading_space, named)
             if len(cache) > MOST_KEPT:  # clients of a server choose the tokens that end a text
                 cache.popitem(last=False)
         cache.move_to_end(key)
@@ -124,4 +130,46 @@ class Vocabulary:
         """The same tokens, of which others end a text."""
         kept = frozenset(ends)
         tokens = tuple(b"" if token in kept else text for token, text in enumerate(self.tokens))
-        return Vocabulary(tokens, frozenset(end for end in kept if end < self.size), self.drops_leading_space)
+        ends = frozenset(end for end in kept if end < self.size)
+        return Vocabulary(tokens, ends, self.drops_leading_space, self.specials)
+
+    def spelled(self, names: Iterable[str]) -> Vocabulary:
+        """The same tokens, of which some special ones have bytes: their name between two bytes :data:`SPECIAL`.
+
+        Other tokens with this byte, which no text contains, have none.
+
+        Args:
+            names: of special tokens.
+
+        Raises:
+            ValueError: one of them is not a special token, or ends the text.
+        """
+        wanted = frozenset(names)
+        return _spelled(self, wanted) if wanted else self
+
+
+def special_bytes(name: str) -> bytes:
+    """The bytes of a special token in :meth:`Vocabulary.spelled`."""
+    return SPECIAL + name.encode() + SPECIAL
+
+
+def spelled(text: str, names: Iterable[str]) -> bytes:
+    """The bytes of a text in which the names of special tokens mean these tokens."""
+    for name in sorted(names, key=len, reverse=True):
+        before, found, after = text.partition(name)
+        if found:
+            return spelled(before, names) + special_bytes(name) + spelled(after, names)
+    return text.encode()
+
+
+@lru_cache(maxsize=8)
+def _spelled(vocabulary: Vocabulary, names: frozenset[str]) -> Vocabulary:
+    ids = dict(vocabulary.specials)
+    tokens = [b"" if SPECIAL in text else text for text in vocabulary.tokens]
+    for name in sorted(names):
+        if name not in ids:
+            raise ValueError(f"{name!r} is not a special token of the vocabulary")
+        if ids[name] in vocabulary.ends:
+            raise ValueError(f"{name!r} ends the text, so nothing can follow it; use another text")
+        tokens[ids[name]] = special_bytes(name)
+    return replace(vocabulary, tokens=tuple(tokens))

@@ -6,7 +6,7 @@ leave the extra branches out; when they return, they read everything that was wr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers.cache_utils import StaticCache
 
 from ..forward import prefill
+from ..forward.chunking import ONE_PASS, Chunking
 from ..forward.model_adapter import adapter
 from ..forward.row_batch import Rows
 from ..guidance.base import SELF, Branch
 from ..guidance.views import View
-from .branch_rows import BranchRows, read_branch
+from .branch_rows import BranchRows, read_branch, read_branches
 from .model_views import ModelPart, model_parts
 
 COND = 0
@@ -70,6 +71,7 @@ class BranchPasses:
             read the same tokens.
         fast: if True, runs without branches may differ from plain decoding by rounding, as runs with branches do.
         view: the part of ``model`` that the conditional pass runs; None: all of it.
+        chunking: how long prompts are cut when they are read.
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class BranchPasses:
         copies: int = 1,
         fast: bool = False,
         view: View | None = None,
+        chunking: Chunking = ONE_PASS,
     ) -> None:
         self.copies = copies
+        self.chunking = chunking
         self.fast = fast or bool(branches) or copies > 1
         self.own: ModelPart = (SELF, view)
         self.parts = model_parts(model, models, branches, view)
@@ -112,49 +116,86 @@ class BranchPasses:
             ValueError: a model does not support several branches, has another vocabulary, or cannot continue a text for
                 ``new_tokens`` tokens.
         """
-        model = self.parts[self.own]
         self._samples = torch.arange(ids.shape[0], device=ids.device)
         self.alive = list(range(ids.shape[0]))
-        guided = bool(self.branches)
+        self._check(ids, model_kwargs, new_tokens)
+        groups: dict[ModelPart, list[BranchRows]] = {}
+        logits: dict[int, Tensor] = {}
+        for name, rows, last in self._read_prompts(ids, model_kwargs):
+            groups.setdefault(name, []).append(rows)
+            for branch_number, branch_logits in zip(rows.branches, last.chunk(len(rows.branches)), strict=True):
+                logits[branch_number] = branch_logits.to(ids.device)
+        size = logits[COND].shape[-1]
+        for number, branch in enumerate(self.branches, start=1):
+            own = logits[number].shape[-1]
+            if own != size:
+                raise ValueError(
+                    f"model {branch.model or 'of the branch'!r} has {own} tokens in its vocabulary and the decoded "
+                    f"model {size}; their next-token distributions cannot be combined: use models that share a "
+                    "tokenizer"
+                )
+        for name, several in groups.items():
+            several.sort(key=lambda one: one.branches[0])  # the conditional branch comes first
+            self.running[name] = BranchRows.join(several)
+            self.running[name].run_fast(self.fast)
+        return step_logits({number: last[:, None] for number, last in logits.items()})
+
+    def _check(self, ids: Tensor, model_kwargs: dict[str, Any], new_tokens: int) -> None:
+        """Refuse what a model cannot read or continue."""
+        model = self.parts[self.own]
         if ids.shape[0] > 1:
             adapter(model).check_state()  # rows leave the batch when their texts end
-        if guided:
+        if self.branches:
             mask = model_kwargs.get("attention_mask")
             lengths = [ids.shape[1]] if mask is None or mask.shape[-1] != ids.shape[1] else mask.sum(-1).tolist()
             adapter(model).check_lengths(lengths, new_tokens)
         elif adapter(model).reads_again:
             adapter(model).check_lengths([ids.shape[1]], new_tokens)
-        rows, logits = prefill.read_prepared(model, ids, model_kwargs, copies=self.copies, fresh=guided, fast=self.fast)
-        groups = {self.own: [BranchRows(rows, [COND])]}
-        extra = []
-        for number, (branch, prompts) in enumerate(zip(self.branches, self.prompts, strict=True), start=1):
-            name, rows, last = self._read_extra(number, branch, prompts, ids, new_tokens)
-            if last.shape[-1] != logits.shape[-1]:
-                raise ValueError(
-                    f"model {branch.model or 'of the branch'!r} has {last.shape[-1]} tokens in its vocabulary and the "
-                    f"decoded model {logits.shape[-1]}; their next-token distributions cannot be combined: use models "
-                    "that share a tokenizer"
-                )
-            groups.setdefault(name, []).append(BranchRows(rows, [number]))
-            extra.append(last.to(ids.device))
-        self.running = {name: BranchRows.join(several) for name, several in groups.items()}
-        for group in self.running.values():
-            group.run_fast(self.fast)
-        return StepLogits(logits, torch.stack(extra) if extra else None)
+        for branch, prompts in zip(self.branches, self.prompts, strict=True):
+            part = self.parts[branch.model_part]
+            if isinstance(prompts, Sequence) and not adapter(part).is_encoder_decoder:
+                adapter(part).check_lengths([len(prompt) for prompt in prompts], new_tokens)
 
-    def _read_extra(
-        self, number: int, branch: Branch, prompts: Sequence[Sequence[int]] | Source, ids: Tensor, new_tokens: int
-    ) -> tuple[ModelPart, Rows, Tensor]:
-        """Read one extra branch; return the model part whose pass its rows join, the rows, and their logits (B, V)."""
-        part = self.parts[branch.model_part]
-        if not isinstance(prompts, Sequence):
-            rows, last = prompts.prefill(part, len(self.alive))
-            name = branch.model_part if prompts.shares else (f"{branch.model} {number}", branch.view)
-            return name, rows, last
-        if not adapter(part).is_encoder_decoder:
-            adapter(part).check_lengths([len(prompt) for prompt in prompts], new_tokens)
-        rows, logits = read_branch(part, prompts, ids, sharing=self.copies > 1)
-        return branch.model_part, rows, logits[:, -1]
+    def _read_prompts(
+        self, ids: Tensor, model_kwargs: dict[str, Any]
+    ) -> Iterator[tuple[ModelPart, BranchRows, Tensor]]:
+        """Read all branches; yield the model part whose pass the rows join, the rows, and their logits (rows, V).
+
+        Branches of one model part are read together if they only read token ids. Branches of different parts share
+        nothing: layers that are changed or left out compute other keys and values for the same tokens.
+        """
+        model = self.parts[self.own]
+        guided = bool(self.branches)
+        together: dict[ModelPart, dict[int, Sequence[Sequence[int]]]] = {}
+        cond = prefill.as_token_ids(model, ids, model_kwargs) if guided else None
+        if cond is not None:
+            together[self.own] = {COND: cond}
+        else:
+            rows, last = prefill.read_prepared(
+                model,
+                ids,
+                model_kwargs,
+                copies=self.copies,
+                fresh=guided,
+                fast=self.fast,
+                chunking=self.chunking,
+            )
+            yield self.own, BranchRows(rows, [COND]), last
+        for number, (branch, prompts) in enumerate(zip(self.branches, self.prompts, strict=True), start=1):
+            part = self.parts[branch.model_part]
+            if not isinstance(prompts, Sequence):
+                rows, last = prompts.prefill(part, len(self.alive))
+                name = branch.model_part if prompts.shares else (f"{branch.model} {number}", branch.view)
+                yield name, BranchRows(rows, [number]), last
+            elif adapter(part).is_encoder_decoder:
+                rows, logits = read_branch(part, prompts, ids)
+                yield branch.model_part, BranchRows(rows, [number]), logits[:, -1]
+            else:
+                together.setdefault(branch.model_part, {})[number] = prompts
+        for name, branches in together.items():
+            texts = list(branches.values())
+            rows, logits = read_branches(self.parts[name], texts, sharing=self.copies > 1, chunking=self.chunking)
+            yield name, BranchRows(rows, list(branches)), logits[:, -1]
 
     def make_static(self, new_tokens: int) -> None:
         """Give the decoded model's rows a cache of fixed shape with room for ``new_tokens`` more positions.

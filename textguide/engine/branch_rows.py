@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..forward import prefill, row_batch
+from ..forward.chunking import ONE_PASS, Chunking
 from ..forward.model_adapter import adapter
 from ..forward.row_batch import Rows
 
@@ -25,6 +26,7 @@ def read_branch(
     keep: int = 1,
     fast: bool = True,
     sharing: bool = False,
+    chunking: Chunking = ONE_PASS,
 ) -> tuple[Rows, Tensor]:
     """Read the prompts of a branch; return its rows and the last ``keep`` logits (R, keep, V).
 
@@ -34,13 +36,31 @@ def read_branch(
         written: for an encoder-decoder, the tokens that its decoder starts with, (R, T).
         fast: if True, the pass may differ from plain decoding by rounding.
         sharing: store rows that read the same tokens once until they differ.
+        chunking: how long prompts are cut.
     """
     known = adapter(model)
     if not known.is_encoder_decoder:
-        return prefill.read_prompts(model, texts, known.device, keep=keep, fast=fast, sharing=sharing)
+        return read_branches(model, [texts], keep=keep, fast=fast, sharing=sharing, chunking=chunking)
     assert written is not None
     outputs, mask = prefill.encode(model, texts, written.device)
     return prefill.read_encoded(model, written, outputs, mask, keep=keep)
+
+
+def read_branches(
+    model: Any,
+    branches: Sequence[Sequence[Sequence[int]]],
+    *,
+    keep: int = 1,
+    fast: bool = True,
+    sharing: bool = False,
+    chunking: Chunking = ONE_PASS,
+) -> tuple[Rows, Tensor]:
+    """Read the prompts of several branches of one decoder; arguments as for :func:`read_branch`.
+
+    Returns:
+        The rows of all branches, ordered by branch, and their last ``keep`` logits (R, keep, V).
+    """
+    return prefill.read_branches(model, branches, adapter(model).device, keep, fast, sharing, chunking)
 
 
 class BranchRows:

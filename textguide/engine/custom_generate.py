@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, NoReturn, Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..constraints import Vocabulary
 from ..forward import caches
+from ..forward.chunking import MEMORY, Chunking
 from ..forward.model_adapter import adapter
 from ..guidance import BranchGuidance, as_guidance, split
 from ..guidance.composed import Parts
@@ -47,7 +48,6 @@ _OTHER_LOOPS: dict[str, tuple[Any, str]] = {
     "dola_layers": (None, "leave it out, or use textguide.guidance.DoLa"),
     "output_attentions": (False, "leave it out"),
     "output_hidden_states": (False, "leave it out"),
-    "prefill_chunk_size": (None, "leave it out"),
 }
 """Fields of ``GenerationConfig`` that select another decoding loop: the default value, which does not, and a remedy."""
 
@@ -105,6 +105,12 @@ class GuidedDecoding:
             Default of :func:`textguide.guided_decoding`: the unconditional branch sees a blank image.
         stop: text or texts that end a row. Use this instead of ``stop_strings=`` of ``generate``, which needs a
             tokenizer that ``generate`` does not pass to custom loops.
+        prefill_memory: bytes that a pass over a long prompt may take besides keys and values, by an estimate. Longer
+            prompts are read in chunks, with the same result up to rounding. Default: 1 GiB; without guidance, prompts
+            are only cut if this or ``prefill_chunk_size`` of ``GenerationConfig``, which sets the number of tokens per
+            pass, is passed. Models that cannot continue a prompt by a chunk read it in one pass.
+        prefill_progress: called while a prompt is read in chunks, with the number of tokens that were read and that are
+            to be read.
         verify: number of random steps that are read again after the run; see :func:`textguide.generate`. The
             differences are in ``effect``.
         verifier: keeps random steps, whose report the caller asks for, instead of ``verify``.
@@ -133,6 +139,8 @@ class GuidedDecoding:
     fast: bool = False
     captioning: BranchReader | None = None
     stop: Any = None
+    prefill_memory: int | None = None
+    prefill_progress: Callable[[int, int], Any] | None = None
     verify: int = 0
     verifier: Verifier | None = None
     effect: Effect | None = field(default=None, init=False)
@@ -150,6 +158,8 @@ class GuidedDecoding:
 
             self.speculation = as_speculation(self.speculation)
         whole_number("verify", self.verify, 0)
+        if self.prefill_memory is not None:
+            whole_number("prefill_memory", self.prefill_memory, 1)
 
     def __call__(
         self,
@@ -240,6 +250,12 @@ class GuidedDecoding:
             _check_inputs(model_kwargs)
         if self.speculation is not None:
             _check_speculation(generation_config, model_kwargs)
+        size = generation_config.prefill_chunk_size
+        if size is not None and (model.config.is_encoder_decoder or branch_inputs.sees_images(model, model_kwargs)):
+            raise ValueError(
+                f"prefill_chunk_size={size} does not work with images or encoder-decoders, which read their prompts in "
+                "one pass; leave it out"
+            )
         if self.streamer is not None and call.streamer not in (None, self.streamer):
             raise ValueError(
                 "streamer= was passed to generate and to guided_decoding, and they differ; pass one of them"
@@ -258,6 +274,7 @@ class GuidedDecoding:
             log_probs=self.log_probs,
             speculation=self.speculation,
             fast=self.fast,
+            chunking=self._chunking(parts, config),
         )
         if parts.reweighting:
             from ..classifiers.reweighting import reweighter
@@ -278,6 +295,14 @@ class GuidedDecoding:
             start()
             settings.restart_classifiers = start
         return settings
+
+    def _chunking(self, parts: Parts, config: Any) -> Chunking:
+        """How long prompts are cut."""
+        memory = self.prefill_memory
+        # Plain decoding keeps the bits of transformers, which reads a prompt in one pass unless it is told otherwise.
+        if memory is None and (self.fast or parts.branching is not None):
+            memory = MEMORY
+        return Chunking(config.prefill_chunk_size, memory, self.prefill_progress)
 
     def _population(
         self,

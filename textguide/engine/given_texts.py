@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..classifiers.class_log_probs import ClassLogProbs, class_log_probs
 from ..classifiers.reweighting import Reweighter, reweighter
+from ..forward.chunking import FITTING
 from ..forward.model_adapter import adapter
 from ..guidance import BranchGuidance, Guidance, Step, split
 from ..guidance.algebra import log_softmax
@@ -297,9 +298,9 @@ def _continuation_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
     longest = max(len(row) for row in whole)
     contexts_differ = len({tuple(context) for context in contexts}) == len(batch)
     if known.has_recurrent_state:  # the state is only exact if a row is read on its own
-        parts = [read_branch(model, [row], keep=keep, fast=False)[1][0] for row in whole]
+        parts = [read_branch(model, [row], keep=keep, fast=False, chunking=FITTING)[1][0] for row in whole]
     elif contexts_differ and known.is_causal and known.reads_chunk_up_to(longest):
-        parts = list(read_branch(model, whole, keep=keep, fast=False)[1])
+        parts = list(read_branch(model, whole, keep=keep, fast=False, chunking=FITTING)[1])
     else:
         return _after_shared_contexts(model, contexts, [item.continuation for item in batch])
     return torch.cat([part[-length:] for part, length in zip(parts, lengths, strict=True)])
@@ -321,7 +322,7 @@ def _decoder_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
 def _after_shared_contexts(model: Any, contexts: list[list[int]], continuations: list[list[int]]) -> Tensor:
     """Read every context once, however many continuations it has, and then the continuations."""
     device = adapter(model).device
-    rows, first = read_branch(model, contexts, fast=False)
+    rows, first = read_branch(model, contexts, fast=False, chunking=FITTING)
     longer = [row for row, continuation in enumerate(continuations) if len(continuation) > 1]
     rest: dict[int, Tensor] = {}
     if longer:

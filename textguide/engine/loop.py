@@ -19,6 +19,7 @@ from transformers import MaxTimeCriteria
 from ..classifiers.class_log_probs import ClassLogProbs
 from ..classifiers.reweighting import Reweighter
 from ..forward import caches
+from ..forward.chunking import ONE_PASS, Chunking
 from ..forward.model_adapter import adapter
 from ..guidance.algebra import log_softmax
 from ..guidance.base import BranchGuidance, Step
@@ -100,6 +101,7 @@ class Settings:
         log_probs: record the log-probability of every token.
         speculation: guess tokens, and verify the guesses in the same passes.
         fast: also use this machine's faster matrix products in unguided runs, which then differ by rounding.
+        chunking: how long prompts are cut when they are read.
         static: use a cache of fixed shape; finished rows then stay in the batch, and every step runs all branches.
         restart_classifiers: restarts the batch of the classifiers when rows start again.
         verifier: keeps some steps, to read them again after the run.
@@ -118,6 +120,7 @@ class Settings:
     log_probs: bool = False
     speculation: Speculation | None = None
     fast: bool = False
+    chunking: Chunking = ONE_PASS
     static: bool = False
     call: Any = None
     restart_classifiers: Callable[[], None] | None = None
@@ -216,7 +219,7 @@ class _Loop:
         branches = self.guidance.branches if self.guidance is not None else ()
         copies = 1 if self.population is None else self.population.size
         view = self.guidance.view if self.guidance is not None else None
-        run = (model, branches, settings.prompts, settings.models, copies, settings.fast, view)
+        run = (model, branches, settings.prompts, settings.models, copies, settings.fast, view, settings.chunking)
         self.passes: BranchPasses
         if settings.speculation is None:
             self.passes = BranchPasses(*run)

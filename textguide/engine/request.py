@@ -78,6 +78,8 @@ class Request:
     stopping_criteria: Any = None
     vocabulary: Vocabulary | None = None
     speculation: Speculation | None = None
+    prefill_memory: int | None = None
+    prefill_progress: Callable[[int, int], Any] | None = None
     verify: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -87,6 +89,8 @@ class Request:
         for name, value in (
             ("batch_size", self.batch_size),
             ("num_return_sequences", self.options.get("num_return_sequences")),
+            ("prefill_chunk_size", self.options.get("prefill_chunk_size")),
+            ("prefill_memory", self.prefill_memory),
         ):
             if value is not None:
                 whole_number(name, value, 1)
@@ -98,6 +102,7 @@ class Request:
             "models": (lambda x: isinstance(x, Mapping), "a mapping from names to models"),
             "streamer": (lambda x: hasattr(x, "put") and hasattr(x, "end"), "a streamer of transformers"),
             "observer": (callable, "a function of a StepView"),
+            "prefill_progress": (callable, "a function of two numbers of tokens"),
             "stopping_criteria": (lambda x: isinstance(x, Iterable), "a list of transformers' stopping criteria"),
         }
         for name, (holds, meaning) in kinds.items():

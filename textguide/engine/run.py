@@ -153,6 +153,8 @@ class Run:
             vocabulary=request.vocabulary,
             speculation=request.speculation,
             stop=self.stop,
+            prefill_memory=request.prefill_memory,
+            prefill_progress=request.prefill_progress,
             verifier=Verifier(request.verify, one_seed or 0) if request.verify else None,
         )
 

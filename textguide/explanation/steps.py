@@ -51,6 +51,7 @@ class Allowed:
         awrs = replace(awrs, particles=1, critic=None)
         vocabulary = vocabulary if vocabulary is not None else vocabulary_of(model, config, tokenizer)
         constraint = constraint_of(awrs)
+        vocabulary = constraint.vocabulary(vocabulary)
         # If texts are weighted, lookahead changes draws and weights, but not the distribution of a step.
         ahead = None if awrs.weighs else lookahead_of(awrs.lookahead, constraint, vocabulary)
         session = constraint.start(vocabulary)

@@ -184,15 +184,15 @@ def _layer_can_crop(layer: Any) -> bool:
     return type(layer) in _FULL_ATTENTION or isinstance(layer, DummyLayer)
 
 
-def record_past(cache: Cache) -> bool:
-    """Let layers with a sliding window keep positions outside of it, until the next :func:`crop`.
+def record_past(cache: Cache, record: bool = True) -> bool:
+    """Let layers with a sliding window keep positions outside of it, until the next :func:`crop`; or no longer.
 
     Returns:
         Whether the cache can now be cropped.
     """
     for layer in _self_attention_layers(cache):
         if getattr(layer, "is_sliding", False) and hasattr(layer, "record_past"):
-            layer.record_past = True
+            layer.record_past = record
     return can_crop(cache)
 
 

@@ -76,7 +76,7 @@ class Buffer:
         """Move the states to a larger buffer, without those that were forgotten."""
         states = self.room[:, :, self.first : self.last]
         used = states.shape[-2]
-        room = states.new_empty(*states.shape[:2], used + new + min(SPARE, max(32, used)), states.shape[3])
+        room = states.new_empty(*states.shape[:2], used + new + min(SPARE, max(16, used)), states.shape[3])
         room[:, :, :used] = states
         self.room = room
         self.first = 0

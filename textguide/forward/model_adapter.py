@@ -337,9 +337,27 @@ class ModelAdapter:
             and not self.needs_separate_passes([shared, length])
         )
 
+    def why_not_in_chunks(self, shortest: int, length: int) -> str:
+        """Why a prompt of ``length`` tokens cannot be read in chunks, of which the first ends after ``shortest``.
+
+        Empty: it can.
+        """
+        if self.is_encoder_decoder:
+            return "reads its prompt with an encoder, in one pass"
+        if not self.reads_chunks:
+            return "does not continue a cache by several tokens in one pass"
+        if not self.is_causal:
+            return "looks at the whole prompt from each of its tokens"
+        if not self.reads_chunk_up_to(length):
+            return f"looks at {self.selects_tokens} tokens that it selects among all that it reads in one pass"
+        switch = self.rotary_switch
+        if switch is not None and shortest <= switch < length:
+            return f"reads prompts of more than {switch} tokens with other rotary embeddings"
+        return ""
+
     def adopt(self, other: ModelAdapter) -> None:
         """Copy what the probes found about ``other``, of which this model is a part with fewer layers."""
-        for name in ("padding", "reads_chunks", "has_recurrent_state"):
+        for name in ("padding", "reads_chunks", "is_causal", "has_recurrent_state"):
             self.__dict__[name] = getattr(other, name)
 
     def needs_separate_passes(self, lengths: Sequence[int]) -> bool:

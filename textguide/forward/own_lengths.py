@@ -3,7 +3,8 @@
 A padded cache stores and reads every row at the length of the longest one: the last token as the other branch of a
 4,096-token prompt then costs as much as a second prompt. Here the rows of one length form a group with keys and values
 of its own. The model sees one batch: its cache returns a placeholder of the padded shape (filled with NaN through a
-stride of 0, so that it takes no memory, and arithmetic on it is noticed), which carries the keys of each group. The
+stride of 0, so that it takes no memory, and arithmetic on it is noticed), which carries the keys of each group. On a
+GPU, where every call of attention costs time, rows of similar length form a group and are padded within it. The
 attention function that is registered with transformers under ``textguide-sdpa`` and ``textguide-eager`` calls the
 model's own one for each group. Masks are transformers' own, too: a mask is a recipe that each group evaluates for its
 own columns, so that windows, chunks and soft caps need no code here.
@@ -47,6 +48,8 @@ except ImportError:  # transformers 5.19, with which vLLM is tested
 
 
 PREFIX = "textguide-"
+GROUPS_ON_GPU = 3
+"""The number of groups on a GPU, where a layer's time grows with the number of its calls."""
 IMPLEMENTATIONS = ("sdpa", "eager")
 """The attention implementations that can be called once per group."""
 _FULL_ATTENTION = (DynamicLayer, GrowingLayer)
@@ -64,14 +67,24 @@ class RowGroups:
     """Which rows have which length.
 
     Args:
-        rows: the row numbers of each group, in ascending order.
+        rows: the row numbers of each group.
         missing: how many tokens shorter each group is than the padded shape that the model sees. This stays the same
             when all rows read or forget a token.
+        padding: for each group, how many tokens shorter each of its rows is than the group, (R_g,); None: no row is.
     """
 
-    def __init__(self, rows: Sequence[Tensor], missing: Sequence[int]) -> None:
+    def __init__(
+        self, rows: Sequence[Tensor], missing: Sequence[int], padding: Sequence[Tensor | None] | None = None
+    ) -> None:
+        self.set(rows, missing, padding)
+
+    def set(
+        self, rows: Sequence[Tensor], missing: Sequence[int], padding: Sequence[Tensor | None] | None = None
+    ) -> None:
+        """Replace the groups, in place: a cache and its layers share this object."""
         self.rows = list(rows)
         self.missing = list(missing)
+        self.padding = [None] * len(self.rows) if padding is None else list(padding)
         # A slice selects rows without copying them.
         self.picks: list[slice | Tensor] = []
         starts = []
@@ -105,7 +118,8 @@ class OwnLengthsLayer(CacheLayerMixin):
     """The keys and values of one attention layer, in groups.
 
     Args:
-        cache: the cache that it is part of.
+        groups: those of the cache that it is part of. A reference to the cache would be a cycle, which keeps the keys
+            in memory until Python looks for cycles.
         keys: the keys of each group, (R_g, H, T_g, D).
         values: the values of each group.
         seen: number of tokens that the longest rows have read.
@@ -114,14 +128,14 @@ class OwnLengthsLayer(CacheLayerMixin):
 
     def __init__(
         self,
-        cache: OwnLengthsCache,
+        groups: RowGroups,
         keys: Sequence[Tensor],
         values: Sequence[Tensor],
         seen: int,
         window: int | None,
     ) -> None:
         super().__init__()
-        self.cache = cache
+        self.groups = groups
         self.own_keys = [Buffer(states) for states in keys]
         self.own_values = [Buffer(states) for states in values]
         self.is_sliding = window is not None
@@ -135,14 +149,13 @@ class OwnLengthsLayer(CacheLayerMixin):
         new = key_states.shape[-2]
         length = self.get_mask_sizes(new)[0]
         self.seen += new
-        groups = self.cache.groups
-        keys = self._append(self.own_keys, key_states)
-        values = self._append(self.own_values, value_states)
-        return _placeholder(key_states, length, groups, keys), _placeholder(value_states, length, groups, values)
+        keys = _placeholder(key_states, length, self.groups, self._append(self.own_keys, key_states))
+        values = _placeholder(value_states, length, self.groups, self._append(self.own_values, value_states))
+        return keys, values
 
     def _append(self, buffers: Sequence[Buffer], new: Tensor) -> list[Tensor]:
         states = []
-        for buffer, pick in zip(buffers, self.cache.groups.picks, strict=True):
+        for buffer, pick in zip(buffers, self.groups.picks, strict=True):
             full = buffer.append(new[pick])
             if self.sliding_window is not None:
                 full = full[:, :, -(self.sliding_window - 1 + new.shape[-2]) :]
@@ -169,10 +182,10 @@ class OwnLengthsLayer(CacheLayerMixin):
         self.own_keys = [_select(self.own_keys[group], rows) for group, rows, _ in selection]
         self.own_values = [_select(self.own_values[group], rows) for group, rows, _ in selection]
 
-    def copy_into(self, cache: OwnLengthsCache) -> OwnLengthsLayer:
-        """A copy of the layer as part of another cache."""
+    def copy_with(self, groups: RowGroups) -> OwnLengthsLayer:
+        """A copy of the layer for another cache, which has these ``groups``."""
         copied = copy.copy(self)
-        copied.cache = cache
+        copied.groups = groups
         copied.own_keys = [Buffer(buffer.states.clone()) for buffer in self.own_keys]
         copied.own_values = [Buffer(buffer.states.clone()) for buffer in self.own_values]
         return copied
@@ -213,13 +226,19 @@ class OwnLengthsCache(Cache):
         for cache, mask, length in zip(caches, masks, lengths, strict=True):
             parts.append(_Part.of(cache, mask, length))
         longest = max(lengths)
-        self.groups = _merged_groups(parts, longest)
+        merged = _merged_groups(parts)
+        self.groups = RowGroups(
+            [group.rows for group in merged], [longest - group.length for group in merged], [g.padding for g in merged]
+        )
         layers = []
         for number in range(len(caches[0].layers)):
-            layers.append(self._merge_layer(number, [cache.layers[number] for cache in caches], parts, longest))
+            own = [cache.layers[number] for cache in caches]
+            layers.append(self._merge_layer(number, own, parts, merged, longest))
         super().__init__(layers=layers)
 
-    def _merge_layer(self, number: int, layers: Sequence[Any], parts: Sequence[_Part], longest: int) -> Any:
+    def _merge_layer(
+        self, number: int, layers: Sequence[Any], parts: Sequence[_Part], merged: Sequence[_Group], longest: int
+    ) -> Any:
         first = layers[0]
         if isinstance(first, DummyLayer):  # it uses the keys of another layer, or has none
             return first
@@ -228,9 +247,12 @@ class OwnLengthsCache(Cache):
         if isinstance(first, OwnLengthsLayer) or type(first) in (*_FULL_ATTENTION, *_SLIDING_WINDOW):
             keys = [states for part in parts for states in part.states(number, "keys")]
             values = [states for part in parts for states in part.states(number, "values")]
-            merged = OwnLengthsLayer(self, keys, values, longest, getattr(first, "sliding_window", None))
-            merged.record_past = any(getattr(layer, "record_past", False) for layer in layers)
-            return merged
+            merged_keys = [group.join(keys) for group in merged]
+            merged_values = [group.join(values) for group in merged]
+            window = getattr(first, "sliding_window", None)
+            layer = OwnLengthsLayer(self.groups, merged_keys, merged_values, longest, window)
+            layer.record_past = any(getattr(one, "record_past", False) for one in layers)
+            return layer
         raise ValueError(f"has cache layers that hold more than keys and values ({type(first).__name__})")
 
     def select(self, index: Tensor) -> None:
@@ -241,15 +263,22 @@ class OwnLengthsCache(Cache):
                 layer.select(selection)
             else:
                 layer.reorder_cache(index)
-        missing = [self.groups.missing[group] for group, _, _ in selection]
-        self.groups = RowGroups([new for _, _, new in selection], missing)
+        missing = []
+        padding = []
+        for group, rows, _ in selection:
+            missing.append(self.groups.missing[group])
+            own = self.groups.padding[group]
+            padding.append(None if own is None else own[rows])
+        self.groups.set([new for _, _, new in selection], missing, padding)
 
     def copy(self, index: Tensor) -> OwnLengthsCache:
         """A new cache with the rows ``index``; this one does not change."""
         copied = copy.copy(self)
+        groups = RowGroups(self.groups.rows, self.groups.missing, self.groups.padding)
+        copied.groups = groups
         copied.layers = []
         for layer in self.layers:
-            copied.layers.append(layer.copy_into(copied) if isinstance(layer, OwnLengthsLayer) else _copy_states(layer))
+            copied.layers.append(layer.copy_with(groups) if isinstance(layer, OwnLengthsLayer) else _copy_states(layer))
         copied.select(index)
         return copied
 
@@ -279,27 +308,31 @@ class OwnLengthsCache(Cache):
             values = self.groups.join([_pad_left(buffer.states, length) for buffer in layer.own_values])
             cache.update(keys, values, number)
         masks = []
-        for rows, missing in zip(self.groups.rows, self.groups.missing, strict=True):
-            mask = torch.ones(len(rows), length, dtype=torch.long, device=rows.device)
-            mask[:, :missing] = 0
-            masks.append(mask)
-        return cache, self.groups.join(masks) if any(self.groups.missing) else None
+        for rows, missing, padding in zip(self.groups.rows, self.groups.missing, self.groups.padding, strict=True):
+            padded = rows.new_full(rows.shape, missing) if padding is None else padding + missing
+            masks.append(_mask_of_padding(padded, length))
+        mask = self.groups.join(masks)
+        return cache, None if bool(mask.all()) else mask
 
 
 class _Part:
     """One of several caches that are merged: its rows by length."""
 
-    def __init__(self, cache: Cache, rows: Sequence[Tensor], lengths: Sequence[int]) -> None:
-        """``rows`` are the row numbers of each group, and ``lengths`` their numbers of tokens."""
+    def __init__(
+        self, cache: Cache, rows: Sequence[Tensor], lengths: Sequence[int], padding: Sequence[Tensor | None] = ()
+    ) -> None:
+        """The row numbers of each group, their numbers of tokens, and padding as for :class:`RowGroups`."""
         self.cache = cache
         self.rows = list(rows)
         self.lengths = list(lengths)
+        self.padding = list(padding) or [None] * len(self.rows)
         self.count = sum(len(own) for own in rows)
 
     @staticmethod
     def of(cache: Cache, mask: Tensor | None, length: int) -> _Part:
         if isinstance(cache, OwnLengthsCache):
-            return _Part(cache, cache.groups.rows, [length - missing for missing in cache.groups.missing])
+            lengths_of_groups = [length - missing for missing in cache.groups.missing]
+            return _Part(cache, cache.groups.rows, lengths_of_groups, cache.groups.padding)
         keys = next((layer.keys for layer in cache.layers if isinstance(layer, DynamicLayer)), None)
         if keys is None:
             raise ValueError("keeps a state of fixed size, which needs no padding")
@@ -326,15 +359,101 @@ class _Part:
         return own
 
 
-def _merged_groups(parts: Sequence[_Part], longest: int) -> RowGroups:
+class _Group:
+    """A group of a merged cache: the groups of the parts that it consists of.
+
+    Args:
+        members: their numbers among the groups of all parts.
+        rows: for each of them, the numbers of its rows among all rows.
+        lengths: for each of them, its number of tokens.
+        padding: for each of them, see :class:`RowGroups`.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[int],
+        rows: Sequence[Tensor],
+        lengths: Sequence[int],
+        padding: Sequence[Tensor | None],
+    ) -> None:
+        self.members = members
+        self.length = max(lengths)
+        every = torch.cat(list(rows))
+        # Neighbours in the batch are selected by a slice.
+        self._order = every.argsort() if len(members) > 1 else None
+        self.rows = every if self._order is None else every[self._order]
+        missing = []
+        for own, length, inner in zip(rows, lengths, padding, strict=True):
+            more = own.new_full(own.shape, self.length - length)
+            missing.append(more if inner is None else more + inner)
+        padded = torch.cat(missing)
+        padded = padded if self._order is None else padded[self._order]
+        self.padding = padded if bool(padded.any()) else None
+
+    def join(self, states: Sequence[Tensor]) -> Tensor:
+        """The keys or values of its rows, from those of the groups of all parts."""
+        own = [states[member] for member in self.members]
+        if self._order is None:
+            return own[0]
+        length = max(one.shape[-2] for one in own)
+        return torch.cat([_pad_left(one, length) for one in own])[self._order]
+
+
+def _merged_groups(parts: Sequence[_Part]) -> list[_Group]:
     rows = []
-    missing = []
+    lengths = []
+    padding = []
     start = 0
     for part in parts:
         rows += [own + start for own in part.rows]
-        missing += [longest - length for length in part.lengths]
+        lengths += part.lengths
+        padding += part.padding
         start += part.count
-    return RowGroups(rows, missing)
+    most = most_groups(rows[0].device)
+    groups = []
+    for members in _similar([len(own) for own in rows], lengths, most):
+        groups.append(
+            _Group(
+                members,
+                [rows[member] for member in members],
+                [lengths[member] for member in members],
+                [padding[member] for member in members],
+            )
+        )
+    return groups
+
+
+def most_groups(device: torch.device) -> int | None:
+    """The largest number of groups of rows on ``device``; None: one for every length."""
+    return GROUPS_ON_GPU if device.type == "cuda" else None
+
+
+def _similar(counts: Sequence[int], lengths: Sequence[int], most: int | None) -> list[list[int]]:
+    """Put groups of ``counts`` rows and of ``lengths`` together so that ``most`` remain, with the least padding."""
+    if most is None or len(lengths) <= most:
+        return [[number] for number in range(len(lengths))]
+    order = sorted(range(len(lengths)), key=lambda number: lengths[number])
+    # For every number of groups: the least padding of the first groups in this order, and where the last one starts.
+    best: list[list[tuple[int, int]]] = [[(0, 0)] + [(sys.maxsize, 0)] * len(order)]
+    for _ in range(most):
+        row = [(0, 0)]
+        for end in range(1, len(order) + 1):
+            longest = lengths[order[end - 1]]
+            options = []
+            padding = 0
+            for start in range(end - 1, -1, -1):
+                padding += counts[order[start]] * (longest - lengths[order[start]])
+                options.append((best[-1][start][0] + padding, start))
+            row.append(min(options))
+        best.append(row)
+    groups = []
+    end = len(order)
+    for used in range(most, 0, -1):
+        start = best[used][end][1]
+        if start < end:
+            groups.append(order[start:end])
+        end = start
+    return groups[::-1]
 
 
 def _merge_states(layers: Sequence[Any]) -> Any:
@@ -365,6 +484,11 @@ def _pad_left(states: Tensor, length: int) -> Tensor:
     return F.pad(states, (0, 0, length - states.shape[-2], 0))
 
 
+def _mask_of_padding(padding: Tensor, length: int) -> Tensor:
+    """The attention mask (R, length) of rows with ``padding`` (R,) positions of padding on the left."""
+    return (torch.arange(length, device=padding.device) >= padding[:, None]).long()
+
+
 # -- what the model sees -------------------------------------------------------------------------------------------
 
 
@@ -388,10 +512,11 @@ class _MaskRecipe:
     def of_group(self, groups: RowGroups, number: int, columns: int) -> Any:
         """The mask of a group over its last ``columns`` positions. It is made once for all layers with that number."""
         if (number, columns) not in self.made:
-            self.made[number, columns] = self._make(groups.rows[number], groups.missing[number], columns)
+            missing = groups.missing[number]
+            self.made[number, columns] = self._make(groups.rows[number], missing, groups.padding[number], columns)
         return self.made[number, columns]
 
-    def _make(self, rows: Tensor, missing: int, columns: int) -> Any:
+    def _make(self, rows: Tensor, missing: int, padding: Tensor | None, columns: int) -> Any:
         arguments = dict(self.arguments)
         of_batch = arguments["mask_function"]
         arguments["batch_size"] = len(rows)
@@ -399,7 +524,13 @@ class _MaskRecipe:
         arguments["q_offset"] = arguments.get("q_offset", 0) - missing
         arguments["kv_offset"] = arguments.get("kv_offset", 0) + arguments["kv_length"] - columns - missing
         arguments["kv_length"] = columns
-        arguments["mask_function"] = lambda row, head, query, key: of_batch(rows[row], head, query, key)
+        if padding is None:
+            arguments["mask_function"] = lambda row, head, query, key: of_batch(rows[row], head, query, key)
+            return self.make(**arguments)
+        arguments["attention_mask"] = _mask_of_padding(padding, arguments["kv_offset"] + columns).bool()
+        arguments["mask_function"] = lambda row, head, query, key: of_batch(
+            rows[row], head, query - padding[row], key - padding[row]
+        )
         return self.make(**arguments)
 
 
@@ -422,6 +553,8 @@ def _attention(
         own_keys = key.states[number]  # type: ignore[attr-defined]
         own_values = value.states[number]  # type: ignore[attr-defined]
         mask = None
+        if attention_mask is None and groups.padding[number] is not None:
+            raise OwnLengthsError("attends without a mask")
         if attention_mask is not None:
             mask = attention_mask.of_group(groups, number, own_keys.shape[-2])
         parts.append(inner(module, query[pick], own_keys, own_values, mask, **kwargs)[0])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import StaticCache
 
 from . import caches
+from .chunking import ONE_PASS, Chunking
 from .model_adapter import ModelAdapter, Padding, adapter
 from .row_batch import RowBatch, Rows, SharedRows, merge
 
@@ -73,6 +74,10 @@ class _PreparedInputs:
             return True
         return not isinstance(self.cache, StaticCache) and self.cache.get_seq_length() == 0
 
+    def mask_of(self, ids: Tensor) -> Tensor:
+        """The attention mask; transformers leaves it out if nothing is padded."""
+        return torch.ones_like(ids) if self.mask is None else self.mask
+
     def positions_count_tokens(self, mask: Tensor) -> bool:
         """Whether positions count the unmasked tokens, as they do unless the caller passed others."""
         if self.positions is None:
@@ -99,6 +104,7 @@ def read_prepared(
     copies: int = 1,
     fresh: bool = False,
     fast: bool = False,
+    chunking: Chunking = ONE_PASS,
 ) -> tuple[Rows, Tensor]:
     """Read what transformers' ``generate`` prepared, and return the rows and the next-token logits (B, V).
 
@@ -109,6 +115,7 @@ def read_prepared(
         fresh: the rows will be merged with those of other branches, so do not use a static cache, which only has room
             for these rows.
         fast: use this machine's faster matrix products, which do not reproduce the bits of plain decoding.
+        chunking: how long prompts are cut; those with images are not.
 
     Raises:
         ValueError: the rows are padded and have images, and the model would read the padding into its state.
@@ -126,12 +133,27 @@ def read_prepared(
             cache=prepared.cache,
         )
     elif _reads_unpadded(known, ids, prepared, fresh or fast):
-        prompts = _unpadded(ids, prepared.mask)
-        rows, logits = read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1)
+        prompts = _unpadded(ids, prepared.mask_of(ids))
+        rows, logits = read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1, chunking=chunking)
     else:
         # The rows of one prompt may have different images.
-        rows, logits = _read_as_prepared(known, ids, prepared, 1 if prepared.has_images else copies, fast)
+        if prepared.has_images:
+            copies = 1
+            chunking = ONE_PASS
+        rows, logits = _read_as_prepared(known, ids, prepared, copies, fast, chunking)
     return rows, logits[:, -1].to(ids.device)
+
+
+def as_token_ids(model: Any, ids: Tensor, model_kwargs: Mapping[str, Any]) -> list[list[int]] | None:
+    """The prompts of :func:`read_prepared` without padding, which may be read together with those of other branches.
+
+    None if there is more to read than token ids, or if transformers prepared positions or a cache that are to be used.
+    """
+    known = adapter(model)
+    prepared = _PreparedInputs.of(model_kwargs, fresh=True)
+    if known.is_encoder_decoder or not _reads_unpadded(known, ids, prepared, new_cache=True):
+        return None
+    return _unpadded(ids, prepared.mask_of(ids))
 
 
 def _reads_unpadded(known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs, new_cache: bool) -> bool:
@@ -143,7 +165,6 @@ def _reads_unpadded(known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs,
     Raises:
         ValueError: the padding cannot be removed, and the model would read it.
     """
-    mask = prepared.mask
     if prepared.has_images:
         # The model's own processor has padded these, and an input such as an image cannot be cut to a row's length.
         if prepared.is_padded and known.has_recurrent_state:
@@ -152,26 +173,25 @@ def _reads_unpadded(known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs,
                 "length, or one prompt at a time"
             )
         return False
-    if mask is None:
-        return False
+    mask = prepared.mask_of(ids)
     if prepared.is_padded and known.padding is not Padding.EXACT:
         return True
     if prepared.is_padded and known.needs_separate_passes(mask.sum(-1).tolist()):
         return True
     if known.has_recurrent_state:
-        return True
-    # The cache that generate passed stays empty then, which nobody notices unless it is a static one.
+        return prepared.mask is not None
+    # The cache that generate passed stays empty then, which nobody notices unless it is a static one. Keys in it would
+    # stay in memory during the whole run, even if the branches are merged into another cache.
     may_move = mask.shape == ids.shape and prepared.positions_count_tokens(mask) and prepared.cache_may_stay_empty
     return new_cache and may_move
 
 
-def _unpadded(ids: Tensor, mask: Tensor | None) -> list[list[int]]:
-    assert mask is not None
+def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
     return [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
 
 
 def _read_as_prepared(
-    known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs, copies: int, fast: bool
+    known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs, copies: int, fast: bool, chunking: Chunking
 ) -> tuple[Rows, Tensor]:
     """Rows and last logits of prompts, read with their padding; of ``copies`` consecutive ones the first is read."""
     positions = prepared.positions
@@ -185,6 +205,7 @@ def _read_as_prepared(
         cache=prepared.cache,
         extra=prepared.others,
         fast=fast,
+        chunking=chunking,
     )
     if copies == 1:
         return rows, logits
@@ -202,6 +223,7 @@ def read_prompts(
     keep: int = 1,
     fast: bool = False,
     sharing: bool = False,
+    chunking: Chunking = ONE_PASS,
 ) -> tuple[Rows, Tensor]:
     """Read the prompts of a decoder, and return their rows and last logits.
 
@@ -215,80 +237,254 @@ def read_prompts(
         keep: number of positions whose logits are returned.
         fast: use this machine's faster matrix products, which do not reproduce the bits of plain decoding.
         sharing: equal prompts share one row until different tokens follow them.
+        chunking: how long prompts are cut.
 
     Returns:
         ``len(prompts)`` rows in order, and logits (R, keep, V).
     """
+    return read_branches(model, [prompts], device, keep, fast, sharing, chunking)
+
+
+def read_branches(
+    model: Any,
+    branches: Sequence[Sequence[Sequence[int]]],
+    device: Any,
+    keep: int = 1,
+    fast: bool = False,
+    sharing: bool = False,
+    chunking: Chunking = ONE_PASS,
+) -> tuple[Rows, Tensor]:
+    """Read the prompts of several branches of one model as :func:`read_prompts` does.
+
+    Branches read equal prompts and long common prefixes, such as a system prompt, once for all of them. What is left
+    has a pass per branch, because branches often have prompts of very different lengths.
+
+    Args:
+        branches: token ids of each prompt of each branch.
+
+    Returns:
+        The rows of all branches, ordered by branch and then as their prompts, and logits (R, keep, V).
+    """
     known = adapter(model)
-    if len(prompts) > 1:
+    prompts: list[TokenIds] = []
+    branch_of: dict[TokenIds, int] = {}
+    for number, rows in enumerate(branches):
+        for prompt in map(tuple, rows):
+            prompts.append(prompt)
+            branch_of.setdefault(prompt, number)
+    if fast or len(prompts) > 1:
         known.check_state()
-    unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-    parts: list[Rows] = []
-    logits: list[Tensor] = []
-    order: list[TokenIds] = []
-    for same_length in _groups_by_length(known, unique, fast):
-        for shared, group in _groups_by_prefix(known, same_length, keep):
-            rows, last = _read_group(known, group, shared, device, keep, fast)
-            parts.append(rows)
-            logits.append(F.pad(last, (0, 0, keep - last.shape[1], 0)))
-            order += group
-    row_of = {prompt: row for row, prompt in enumerate(order)}
-    index = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)
-    merged = merge(parts)
-    last = torch.cat(logits)
+    reader = _PromptReader(known, branch_of, device, keep, fast, chunking)
+    reader.read(prefix_tree(known, list(branch_of), keep))
+    row_of = {prompt: row for row, prompt in enumerate(reader.order)}
+    index = torch.tensor([row_of[prompt] for prompt in prompts], device=device)
+    merged = merge(reader.parts)
+    last = torch.cat(reader.logits)
     if sharing:
         return SharedRows(merged, index.to(merged.device)), last[index]
     merged.select(index)
     return merged, last[index]
 
 
-def _groups_by_length(known: ModelAdapter, prompts: list[TokenIds], fast: bool) -> list[list[TokenIds]]:
+@dataclass
+class PrefixNode:
+    """Prompts that start with the same tokens, which are read once.
+
+    Args:
+        length: the number of these tokens; 0: none.
+        prompts: the prompts that are read after them.
+        longer: nodes with a longer prefix, which starts with the same tokens.
+    """
+
+    length: int
+    prompts: list[TokenIds] = field(default_factory=list)
+    longer: list[PrefixNode] = field(default_factory=list)
+
+
+def prefix_tree(known: ModelAdapter, prompts: Sequence[TokenIds], keep: int) -> PrefixNode:
+    """The prefixes that are worth a pass of their own, from those of no tokens on.
+
+    Args:
+        prompts: different prompts.
+        keep: the last tokens of each prompt that are not read with its prefix, because their logits are needed.
+    """
+    with_prefix = sorted(prompt for prompt in prompts if len(prompt) > keep)
+    common = [_common_prefix(*pair) for pair in pairwise(with_prefix)]
+    root = PrefixNode(0)
+    if any(number >= COMPARED for number in common):
+        _add_prefixes(root, known, with_prefix, common, keep)
+    inside = set(_prompts_of(root.longer))
+    root.prompts = [prompt for prompt in prompts if prompt not in inside]  # in their own order
+    return root
+
+
+def _add_prefixes(node: PrefixNode, known: ModelAdapter, prompts: list[TokenIds], common: list[int], keep: int) -> None:
+    """Add ``prompts`` to ``node``: to its own, or to those of longer prefixes.
+
+    Args:
+        prompts: in lexicographic order, so that prompts with the same prefix are neighbours.
+        common: for each prompt but the last, the number of tokens that it and the next one start with.
+    """
+    if not common:
+        node.prompts += prompts
+        return
+    shared = min(common)
+    longest = max(map(len, prompts))
+    length = min(shared, longest - keep)
+    saved = node.length - length
+    for prompt in prompts:
+        saved += max(len(prompt) - node.length, keep) - max(len(prompt) - length, keep)
+    is_worth_it = length - node.length >= COMPARED and saved >= LEAST_SAVED
+    if is_worth_it and known.can_share_prefix(length, longest):
+        node.longer.append(PrefixNode(length))
+        node = node.longer[-1]
+    start = 0
+    for end in range(1, len(prompts) + 1):
+        if end == len(prompts) or common[end - 1] == shared:
+            _add_prefixes(node, known, prompts[start:end], common[start : end - 1], keep)
+            start = end
+
+
+def _prompts_of(nodes: Sequence[PrefixNode]) -> Iterator[TokenIds]:
+    for node in nodes:
+        yield from node.prompts
+        yield from _prompts_of(node.longer)
+
+
+def _common_prefix(one: TokenIds, other: TokenIds) -> int:
+    """The number of tokens that both start with."""
+    for number, (token, another) in enumerate(zip(one, other, strict=False)):
+        if token != another:
+            return number
+    return min(len(one), len(other))
+
+
+class _PromptReader:
+    """Reads prompts, and collects their rows and logits in the order in which they were read.
+
+    Args:
+        known: the adapter of the model.
+        branch_of: the branch of each prompt.
+        device: the device of the token ids.
+        keep: number of positions whose logits are returned.
+        fast: see :class:`RowBatch`.
+        chunking: how long prompts are cut.
+    """
+
+    def __init__(
+        self,
+        known: ModelAdapter,
+        branch_of: Mapping[TokenIds, int],
+        device: Any,
+        keep: int,
+        fast: bool,
+        chunking: Chunking,
+    ) -> None:
+        self.known = known
+        self.branch_of = branch_of
+        self.device = device
+        self.keep = keep
+        self.fast = fast
+        self.chunking = chunking
+        self.order: list[TokenIds] = []
+        self.parts: list[Rows] = []
+        self.logits: list[Tensor] = []
+
+    def read(self, node: PrefixNode, prefix: Rows | None = None) -> None:
+        """Read all prompts of ``node``.
+
+        Args:
+            prefix: a row that has read the tokens which all of them start with; None: there are none.
+        """
+        for group in self._groups(node):
+            rows, last = self._read_whole(group) if prefix is None else self._read_after(prefix, node.length, group)
+            self.order += group
+            self.parts.append(rows)
+            self.logits.append(F.pad(last, (0, 0, self.keep - last.shape[1], 0)))
+        for longer in node.longer:
+            prompt = next(_prompts_of([longer]))
+            self.read(longer, self._read_prefix(prefix, prompt[node.length : longer.length]))
+
+    def _groups(self, node: PrefixNode) -> Iterator[list[TokenIds]]:
+        """The prompts of a node, in groups that are read in one pass."""
+        by_branch: dict[int, list[TokenIds]] = {}
+        for prompt in node.prompts:
+            by_branch.setdefault(self.branch_of[prompt], []).append(prompt)
+        for prompts in by_branch.values():
+            for group in _groups_by_length(self.known, prompts):
+                yield from _groups_of_similar_length(group, node.length)
+
+    def _read_whole(self, prompts: list[TokenIds]) -> tuple[Rows, Tensor]:
+        """Rows and last logits of prompts, which are padded on the left."""
+        ids, mask = pad_left(prompts, self.device)
+        keep = min(self.keep, ids.shape[1])
+        return read_padded(self.known.base, ids, mask, keep=keep, fast=self.fast, chunking=self.chunking)
+
+    def _read_prefix(self, earlier: Rows | None, tokens: TokenIds) -> Rows:
+        """A row that has read ``tokens`` after what ``earlier`` has read."""
+        ids = torch.tensor([tokens], device=self.device)
+        if earlier is not None:
+            prefix = earlier.split(torch.tensor([0], device=earlier.device))
+            self._continue(prefix, ids)
+            return prefix
+        cache = caches.new_cache(self.known.base)
+        caches.record_past(cache)  # the window of a layer may have left tokens that shorter prompts still need
+        return read_padded(self.known.base, ids, None, cache=cache, fast=self.fast, chunking=self.chunking)[0]
+
+    def _read_after(self, prefix: Rows, length: int, prompts: list[TokenIds]) -> tuple[Rows, Tensor]:
+        """Rows and last logits of prompts that start with the ``length`` tokens of ``prefix``.
+
+        Shorter prompts read the end of the prefix again, so that all have the same number of tokens left to read.
+        """
+        prompts.sort(key=len)
+        left = max(len(prompts[-1]) - length, self.keep)
+        parts: list[Rows] = []
+        for size, group in groupby(prompts, key=len):
+            part = prefix.split(torch.zeros(len(list(group)), dtype=torch.long, device=prefix.device))
+            part.crop(length - (size - left))
+            for batch in part.batches():
+                caches.record_past(batch.cache, False)
+            parts.append(part)
+        rows = merge(parts)
+        ends = torch.tensor([prompt[-left:] for prompt in prompts], device=self.device)
+        return rows, self._continue(rows, ends)
+
+    def _continue(self, rows: Rows, ids: Tensor) -> Tensor:
+        """Let ``rows`` read ``ids`` (R, k), in chunks if necessary; return the logits of the last ones."""
+        read = max(batch.length for batch in rows.batches())
+        size = self.chunking.length(self.known, len(ids), ids.shape[1], read)
+        keep = min(self.keep, ids.shape[1])
+        return _in_chunks(
+            ids.shape[1], size, keep, self.chunking, lambda start, end, last: rows.forward(ids[:, start:end], last)
+        )
+
+
+def _groups_by_length(known: ModelAdapter, prompts: list[TokenIds]) -> list[list[TokenIds]]:
     """The prompts in groups that may be padded to one length, or in a group per length if none may be padded."""
     lengths = [len(prompt) for prompt in prompts]
     distinct = sorted(set(lengths))
-    # Called for guided rows of one length, too, because it refuses models whose rows cannot take turns.
-    separate = (fast or len(distinct) > 1) and known.needs_separate_passes(lengths)
-    if len(distinct) < 2 or (not separate and known.padding is Padding.EXACT):
+    if len(distinct) < 2 or (not known.needs_separate_passes(lengths) and known.padding is Padding.EXACT):
         return [prompts]
     return [[prompt for prompt in prompts if len(prompt) == length] for length in distinct]
 
 
-def _groups_by_prefix(known: ModelAdapter, prompts: list[TokenIds], keep: int) -> Iterator[tuple[int, list[TokenIds]]]:
-    """Groups of prompts, each with the number of tokens that all of them start with and that are read once; 0: none.
+def _groups_of_similar_length(prompts: list[TokenIds], prefix: int) -> Iterator[list[TokenIds]]:
+    """Groups of similar length, each of which is read at the length of its longest prompt.
 
-    Groups with such a prefix are sorted by length.
+    Args:
+        prefix: number of tokens that were read already, which shorter prompts read again instead of padding.
     """
-    candidates: dict[TokenIds, list[TokenIds]] = {}
-    for prompt in prompts:
-        candidates.setdefault(prompt[:COMPARED], []).append(prompt)
-    rest: list[TokenIds] = []
-    for group in candidates.values():
-        group.sort(key=len)
-        longest = len(group[-1])
-        shared = min(_common_prefix(group), longest - keep)
-        # Shorter prompts read the end of the prefix again, so that all have the same number of tokens left to read.
-        from_prefix = [shared - (longest - len(prompt)) for prompt in group]
-        saved = sum(from_prefix) - shared
-        if from_prefix[0] > 0 and saved >= LEAST_SAVED and known.can_share_prefix(shared, longest):
-            yield shared, group
-        else:
-            rest += group
-    if rest:
-        for group in _groups_with_little_padding(rest):
-            yield 0, group
-
-
-def _groups_with_little_padding(prompts: list[TokenIds]) -> Iterator[list[TokenIds]]:
-    """Groups of similar length, each of which is padded to its longest prompt."""
     longest = max(map(len, prompts))
-    if sum(longest - len(prompt) for prompt in prompts) <= LEAST_SAVED:
+    shortest = min(map(len, prompts))
+    fits = longest - shortest < prefix if prefix else True
+    if fits and sum(longest - len(prompt) for prompt in prompts) <= LEAST_SAVED:
         yield prompts
         return
     group: list[TokenIds] = []
     padding = 0
     for prompt in sorted(prompts, key=len, reverse=True):
         more = len(group[0]) - len(prompt) if group else 0
-        if padding + more > LEAST_SAVED:
+        if padding + more > LEAST_SAVED or (prefix and more >= prefix):
             yield group
             group = []
             padding = 0
@@ -296,49 +492,6 @@ def _groups_with_little_padding(prompts: list[TokenIds]) -> Iterator[list[TokenI
         group.append(prompt)
         padding += more
     yield group
-
-
-def _common_prefix(prompts: list[TokenIds]) -> int:
-    """The number of tokens that all of them start with."""
-    # The first and the last one in lexicographic order differ no later than any other two.
-    first = min(prompts)
-    last = max(prompts)
-    for number, (one, other) in enumerate(zip(first, last, strict=False)):
-        if one != other:
-            return number
-    return len(first)
-
-
-def _read_group(
-    known: ModelAdapter, prompts: list[TokenIds], shared: int, device: Any, keep: int, fast: bool
-) -> tuple[Rows, Tensor]:
-    """Rows and up to ``keep`` last logits of a group of :func:`_groups_by_prefix`."""
-    if shared:
-        return _read_after_prefix(known, prompts, shared, device, keep, fast)
-    ids, mask = pad_left(prompts, device)
-    return read_padded(known.base, ids, mask, keep=min(keep, ids.shape[1]), fast=fast)
-
-
-def _read_after_prefix(
-    known: ModelAdapter, prompts: list[TokenIds], shared: int, device: Any, keep: int, fast: bool
-) -> tuple[Rows, Tensor]:
-    """Rows and last logits of prompts that start with the same ``shared`` tokens, sorted by length."""
-    longest = len(prompts[-1])
-    cache = caches.new_cache(known.base)
-    removed = [longest - len(prompt) for prompt in prompts]
-    if removed[0]:
-        caches.record_past(cache)  # the window of a layer may have left tokens that shorter prompts still need
-    ids = torch.tensor([prompts[0][:shared]], device=device)
-    prefix, _ = read_padded(known.base, ids, None, cache=cache, fast=fast)
-    parts: list[Rows] = []
-    for tokens, group in groupby(removed):
-        part = prefix.split(torch.zeros(len(list(group)), dtype=torch.long, device=prefix.device))
-        if removed[0]:
-            part.crop(tokens)
-        parts.append(part)
-    rows = merge(parts)
-    ends = torch.tensor([prompt[shared - longest :] for prompt in prompts], device=device)
-    return rows, rows.forward(ends, keep)
 
 
 def read_padded(
@@ -351,8 +504,9 @@ def read_padded(
     cache: Any = None,
     extra: dict[str, Any] | None = None,
     fast: bool = False,
+    chunking: Chunking = ONE_PASS,
 ) -> tuple[RowBatch, Tensor]:
-    """Read left-padded ids in one pass, and return the rows and the last logits (R, keep, V).
+    """Read left-padded ids, and return the rows and the last logits (R, keep, V).
 
     Args:
         ids: (R, L).
@@ -362,6 +516,7 @@ def read_padded(
         cache: the cache to fill; default: a new one that grows.
         extra: other inputs of the model's first pass, such as pixel values.
         fast: see :class:`RowBatch`.
+        chunking: how long prompts are cut; by default they are read in one pass.
     """
     known = adapter(model)
     extra = extra or {}
@@ -376,9 +531,56 @@ def read_padded(
     cache = caches.grow_in_place(cache) if cache is not None else caches.new_cache(known.base)
     if extra.get("encoder_hidden_states") is not None:
         cache = caches.with_cross_attention(cache, known.base)
-    logits = known.read(ids, cache, mask=mask, positions=positions, keep=keep, first=True, inputs=extra, fast=fast)
+    columns = positions
+
+    def read(start: int, end: int, last: int) -> Tensor:
+        return known.read(
+            ids[:, start:end],
+            cache,
+            mask=None if mask is None else mask[:, :end],
+            positions=columns[..., start:end],
+            keep=last,
+            first=start == 0,
+            inputs=_inputs_up_to(extra, end),
+            fast=fast,
+        )
+
+    size = chunking.length(known, len(ids), ids.shape[1], padded=mask is not None)
+    logits = _in_chunks(ids.shape[1], size, keep, chunking, read)
     inputs = {name: extra[name] for name in _EVERY_STEP if extra.get(name) is not None}
     return RowBatch(known, cache, ids.shape[1], mask, next_position, inputs, fast=fast), logits
+
+
+def _inputs_up_to(extra: Mapping[str, Any], end: int) -> dict[str, Any]:
+    """The other inputs of a pass that ends at column ``end``; the types of tokens are one per column."""
+    inputs = dict(extra)
+    for name, value in extra.items():
+        if name.endswith("token_type_ids") and isinstance(value, Tensor):
+            inputs[name] = value[..., :end]
+    return inputs
+
+
+def _in_chunks(
+    tokens: int, size: int, keep: int, chunking: Chunking, read: Callable[[int, int, int], Tensor]
+) -> Tensor:
+    """Read ``tokens`` columns, ``size`` at a time, and return the last ``keep`` logits (R, keep, V).
+
+    Args:
+        read: reads the columns from a first to an end, and returns the logits of the last ones; their number is its
+            third argument.
+    """
+    if size >= tokens:
+        return read(0, tokens, keep)
+    chunking.report(0, tokens)
+    kept = []
+    for start in range(0, tokens, size):
+        end = min(start + size, tokens)
+        wanted = min(end - start, end - (tokens - keep))
+        logits = read(start, end, max(wanted, 1))
+        if wanted > 0:
+            kept.append(logits)
+        chunking.report(end, tokens)
+    return torch.cat(kept, dim=1)
 
 
 def repeat(rows: Rows, logits: Tensor, index: Sequence[int]) -> tuple[Rows, Tensor]:

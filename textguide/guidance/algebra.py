@@ -5,6 +5,8 @@ In all functions, the last dimension of tensors is the vocabulary ``V``; there m
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,12 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
     # If q forbids a token, exp(p) may have underflowed to 0, and 0 · inf is a NaN.
     terms = torch.where(torch.isneginf(q), float("inf"), p.exp() * (p - q))
     return torch.where(torch.isneginf(p), 0.0, terms).sum(dim=-1).clamp(min=0.0)
+
+
+def js_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """Jensen–Shannon divergence in nats, at most ln 2, of normalised log-probabilities, (..., V) → (...)."""
+    mean = torch.logaddexp(p, q) - math.log(2.0)
+    return 0.5 * (kl_divergence(p, mean) + kl_divergence(q, mean))
 
 
 def entropy(logp: Tensor) -> Tensor:

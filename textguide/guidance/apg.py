@@ -43,6 +43,7 @@ class APG(Contrast):
         passes=ROW,
         neutral="γ = 1",
         helps="a large γ that would oversharpen the distribution",
+        mechanism="on log-probabilities of tokens, without the paper's momentum over denoising steps",
     )
 
     def __post_init__(self) -> None:

@@ -49,8 +49,9 @@ class AWRS(TokenConstraint):
     distribution of the texts that end in time, and a text that cannot end there has weight 0.
 
     Args:
-        constraint: a constraint of ``textguide.constraints``, or a dictionary or string that describes one. None
-            allows every text.
+        constraint: a constraint of ``textguide.constraints``, or a value that describes one: a pydantic model, a
+            dataclass, a TypedDict, ``list[Model]``, an Enum, a ``Literal``, a list of texts, a compiled pattern, or a
+            dictionary or string that describes a constraint. None allows every text.
         particles: number of texts per prompt, N. The output has prompts × particles rows.
         ess_threshold: resample a population when its effective sample size falls below this share of N.
         max_rejects: drop a particle (weight 0) after this many rejected tokens in one step. None: never.
@@ -110,6 +111,10 @@ class AWRS(TokenConstraint):
     def __post_init__(self) -> None:
         if isinstance(self.constraint, Mapping):
             self._put(constraint=_Described(self.constraint))
+        elif isinstance(self.constraint, list):
+            self._put(constraint=tuple(self.constraint))
+        if not (self.constraint is None or isinstance(self.constraint, (str, Mapping))):
+            _resolved(self.constraint)  # raises an error if it is not a constraint
         whole_number("particles", self.particles, 1)
         whole_number("accepts", self.accepts, 2)
         whole_number("max_tries", self.max_tries, 1)
@@ -173,6 +178,8 @@ class AWRS(TokenConstraint):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values. A critic is written as its name, from which it cannot be created again."""
         values = super().to_dict()
+        if not (self.constraint is None or isinstance(self.constraint, (str, Mapping))):
+            values["constraint"] = _resolved(self.constraint).to_dict()
         for name in ("after", "max_tries", "sampler"):
             # These fields were added later; at their defaults, earlier fingerprints stay valid.
             if values[name] == type(self).__dataclass_fields__[name].default:
@@ -187,6 +194,13 @@ class AWRS(TokenConstraint):
             module = getattr(self.critic, "__module__", "")
             values["critic"] = f"{module}:{getattr(self.critic, '__qualname__', type(self.critic).__qualname__)}"
         return values
+
+
+def _resolved(value: Any) -> Any:
+    """The constraint that a Python value describes."""
+    from ..constraints.spec import resolve
+
+    return resolve(value)
 
 
 class _Described(dict[str, Any]):

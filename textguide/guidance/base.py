@@ -130,6 +130,10 @@ class Step:
         return replace(self, **moved) if moved else self
 
 
+AS_IN_PAPER = "as in the paper"
+"""The mechanism of a method that does what its paper does."""
+
+
 @dataclass(frozen=True)
 class About:
     """The summary of a method that the documentation, the command line and the tables show.
@@ -143,6 +147,7 @@ class About:
         example: a typical setting in the syntax of ``--guidance``. None: the name on its own, with all defaults.
         experimental: the paper leaves open what is done here, or describes it for other kinds of model. The docstring
             explains the difference.
+        mechanism: what this implementation does differently from the paper, in one sentence.
         compared: settings that ``textguide eval --suite methods`` runs, in the syntax of ``--guidance``; or, as a
             text, the reason why it runs none.
     """
@@ -154,6 +159,7 @@ class About:
     helps: str
     example: str | None = None
     experimental: bool = False
+    mechanism: str = AS_IN_PAPER
     compared: tuple[str, ...] | str = ()
 
 

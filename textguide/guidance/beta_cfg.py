@@ -40,6 +40,7 @@ class BetaCFG(Contrast):
         passes=ROW,
         neutral="a = b = 1, p = 0, γ = 1",
         helps="guidance that is strongest in the middle of a text",
+        mechanism="on log-probabilities of tokens instead of noise predictions; lengths are root mean squares",
     )
 
     def __post_init__(self) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Collection
 from dataclasses import MISSING, fields
 from typing import Any
 
-from .base import Guidance
+from .base import AS_IN_PAPER, Guidance
 from .places import PLACES
 from .spec import as_guidance
 
@@ -66,8 +67,8 @@ def _arguments(document: str) -> dict[str, str]:
 def markdown() -> str:
     """The table of methods in the documentation. Each name links to the method's page."""
     lines = [
-        "| name, class, paper | rule | extra cost | use it for |",
-        "|---|---|---|---|",
+        "| name, class, paper | rule | mechanism | extra cost | use it for |",
+        "|---|---|---|---|---|",
     ]
     for method in methods():
         name = f"[`{method['name']}`](methods/{method['name']}.md) `{method['class']}`"
@@ -76,8 +77,18 @@ def markdown() -> str:
         if method["paper"]:
             name += f" [{method['paper']}](https://arxiv.org/abs/{method['paper']})"
         rule = method["rule"].replace("|", "\\|")
-        lines.append(f"| {name} | {rule} | {method['passes']} | {method['helps']} |")
+        mechanism = method["mechanism"] if method["paper"] else "–"
+        lines.append(f"| {name} | {rule} | {mechanism} | {method['passes']} | {method['helps']} |")
     return "\n".join(lines) + "\n"
+
+
+def other_mechanisms(names: Collection[str]) -> dict[str, str]:
+    """What the methods among ``names`` do differently from their papers, by name; only those that do."""
+    return {
+        method["name"]: method["mechanism"]
+        for method in methods()
+        if method["name"] in names and method["mechanism"] != AS_IN_PAPER
+    }
 
 
 def example(method: type[Guidance]) -> Guidance:

@@ -73,6 +73,7 @@ class ContrastiveDecoding(Plausible):
         passes="one pass of the amateur",
         neutral="β = 0 and α = 0",
         helps="long texts, if the model has a smaller sibling",
+        mechanism="tokens are sampled or chosen greedily; the paper searches for the best string with beams",
     )
 
     @classmethod

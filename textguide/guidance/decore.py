@@ -52,6 +52,7 @@ class DeCoRe(BranchGuidance):
         passes="one extra pass",
         neutral="α = 0",
         helps="answers that should follow a given text",
+        mechanism="retrieval heads are found on repeated random tokens instead of questions about long texts",
     )
 
     def __post_init__(self) -> None:

@@ -53,6 +53,7 @@ class DiscreteClassifier(CanvasReweighting):
         helps="a property that a classifier can judge on canvases with masks",
         example="discrete-classifier:predictor=sentiment,target=positive,top_k=10",
         compared="it fills canvases",
+        mechanism="decides which token fills a position; order= and steps= decide when, instead of the paper's rates",
     )
 
     def __post_init__(self) -> None:

@@ -54,6 +54,7 @@ class ExpertEnsemble(BranchGuidance):
         passes="one pass of each additional model",
         neutral="the prior of the model itself is 1",
         helps="texts of several domains, each with its own model or adapter",
+        mechanism="all experts are mixed with a fixed prior; the paper estimates the prior and mixes the best few",
     )
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -54,13 +53,16 @@ class FeynmanKac(Sampling):
         neutral="γ = 1",
         helps="samples from the guided product over whole texts",
         example="cfg:scale=1.5 + feynman-kac:particles=8",
+        mechanism="weights texts token by token; the paper corrects diffusion over continuous states",
     )
 
     def __post_init__(self) -> None:
         checked = AWRS(self.constraint, self.particles, self.ess_threshold, resampling=self.resampling)
-        if isinstance(self.constraint, Mapping):
-            self._put(constraint=checked.constraint)
-        self._put(ess_threshold=checked.ess_threshold)
+        self._put(constraint=checked.constraint, ess_threshold=checked.ess_threshold)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**super().to_dict(), "constraint": self.constrained.to_dict()["constraint"]}
 
     @property
     def needs(self) -> frozenset[Need]:

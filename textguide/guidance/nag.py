@@ -36,6 +36,7 @@ class NAG(Contrast):
         passes=ROW,
         neutral="γ = 1",
         helps="a large γ that would otherwise diverge",
+        mechanism="on log-probabilities of tokens instead of attention outputs",
     )
 
     def __post_init__(self) -> None:

@@ -54,6 +54,7 @@ class PowerSampling(Guidance):
         passes="`particles` rows per prompt",
         neutral="α = 1",
         helps="answers that must be consistent as a whole: reasoning, code",
+        mechanism="weights and resampling (arXiv 2602.10273) replace the paper's Metropolis–Hastings over completions",
     )
 
     def __post_init__(self) -> None:

@@ -56,6 +56,7 @@ class SLED(BranchGuidance):
         passes="the early layers once more for every exit",
         neutral="rate = 0 and top_k = None",
         helps="factual answers",
+        mechanism="a few exits, each in its own pass, instead of all early layers",
     )
 
     def __post_init__(self) -> None:

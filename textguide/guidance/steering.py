@@ -51,6 +51,7 @@ class Steering(Scaled):
         neutral="strength = 0",
         helps="a style or an attitude that pairs of texts can show",
         example="steering:vector=FOLDER",
+        mechanism="the vector is added at every position; the paper adds it only after the prompt",
     )
 
     def __post_init__(self) -> None:

@@ -59,6 +59,7 @@ class ValueGuidance(TextReweighting):
         neutral="λ = 0",
         helps="rewards and attributes of whole texts",
         example="value:value=FOLDER",
+        mechanism="a linear head instead of a network, and without blockwise best-of-K",
     )
 
     def __post_init__(self) -> None:

@@ -45,6 +45,7 @@ class VCD(BranchGuidance):
         passes=ROW,
         neutral="α = 0 and β = 0",
         helps="captions and answers that mention objects that are not in the image",
+        mechanism="the noise depends on the image alone instead of being drawn anew for every run",
     )
 
     def __post_init__(self) -> None:

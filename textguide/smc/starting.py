@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..constraints import After, Constraint, Session, Vocabulary, resolve
+from ..constraints import After, Constraint, Session, UnsatisfiableError, Vocabulary, resolve
+from ..constraints.automata import automaton_of
+from ..constraints.automata.expressions import TooLargeError
 from ..guidance import AWRS, EAGer, FeynmanKac
 from ..support.errors import NoParticleLeftWarning
 from .branching import Branching
@@ -153,10 +155,7 @@ def start(
     Raises:
         ValueError: the constraint cannot be built, or nothing satisfies it.
     """
-    ends = config.eos_token_id
-    if ends is None:
-        ends = ()
-    end_tokens = frozenset(ends if isinstance(ends, (list, tuple)) else (ends,))
+    end_tokens = _end_tokens(config)
     if isinstance(guidance, EAGer):
         size = guidance.max_branches
         if len(ids) % size or any(not torch.equal(row, ids[n - n % size]) for n, row in enumerate(ids)):
@@ -174,9 +173,12 @@ def start(
     if vocabulary is None:
         vocabulary = vocabulary_of(model, config, tokenizer)
     constraint = constraint_of(awrs)
+    vocabulary = constraint.vocabulary(vocabulary)
     session = constraint.start(vocabulary)
+    limit = None if config.max_length is None else config.max_length - ids.shape[1]
+    _check_limit(awrs, constraint, vocabulary, limit)
     options: dict[str, Any] = {
-        "limit": None if config.max_length is None else config.max_length - ids.shape[1],
+        "limit": limit,
         "lookahead": lookahead_of(awrs.lookahead, constraint, vocabulary),
         "prompts": ids.tolist() if prompts is None else prompts,
     }
@@ -186,6 +188,38 @@ def start(
             awrs, session, vocabulary, ids.shape[0], generator, ids.device, lessons=current_lessons(), **options
         )
     return Constrained(awrs, session, vocabulary, ids.shape[0], generator, ids.device, corrects, **options)
+
+
+def _end_tokens(config: Any) -> frozenset[int]:
+    """The tokens that end texts."""
+    ends = config.eos_token_id
+    if ends is None:
+        return frozenset()
+    return frozenset(ends if isinstance(ends, (list, tuple)) else (ends,))
+
+
+def _check_limit(guidance: AWRS, constraint: Constraint, vocabulary: Vocabulary, limit: int | None) -> None:
+    """Refuse a limit of tokens that no text of the constraint fits into, if its automaton knows that.
+
+    Raises:
+        UnsatisfiableError: the shortest text has more tokens.
+    """
+    if limit is None or not guidance.weighs or guidance.lookahead is None:
+        return
+    automaton = automaton_of(constraint, vocabulary)
+    end = 1 if vocabulary.ends else 0
+    # With few bytes there is room. Otherwise tokens are counted, which takes longer.
+    if automaton is None or int(automaton.bytes.distances[automaton.bytes.start]) + end <= limit:
+        return
+    try:
+        needed = int(automaton.distances[automaton.begin]) + end
+    except TooLargeError:
+        return
+    if limit < needed < 1 << 30:
+        raise UnsatisfiableError(
+            f"max_new_tokens={limit} is too few for constraint={constraint!r}, whose shortest text needs {needed} "
+            "tokens with the end token; raise max_new_tokens"
+        )
 
 
 def vocabulary_of(model: Any, config: Any, tokenizer: Any) -> Vocabulary:

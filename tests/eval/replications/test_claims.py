@@ -144,4 +144,5 @@ def test_what_to_try_first_follows_from_the_verdicts() -> None:
     assert "[`apg:scale=3`](./apg-large-scale.md) 0.500 against 0.400 (`cfg:scale=3`)" in gained
     assert lost.strip() == "[`s2:scale=1.5`](./s2-guidance.md)"
     assert undecided.strip() == "–"
+    assert advice(claims, judged).endswith("`apg`, `independent-condition`, `s2`.")
     assert len(advice(claims, dict.fromkeys(judged)).splitlines()) == 2

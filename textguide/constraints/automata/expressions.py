@@ -28,7 +28,7 @@ class TooLargeError(ValueError):
     """An automaton would be too large."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ByteAutomaton:
     """A deterministic automaton.
 

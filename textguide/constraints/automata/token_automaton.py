@@ -14,6 +14,7 @@ from torch import Tensor
 from ...support.array_cache import cached
 from ..base import Constraint
 from ..combine import AllOf
+from ..token_tree import TokenTree, expand, token_tree
 from ..vocabulary import Vocabulary
 from .expressions import ByteAutomaton, TooLargeError
 from .terminals import UnsupportedTerminalError, read
@@ -137,10 +138,10 @@ class TokenAutomaton:
         }
 
     def _list_moves(self) -> Moves:
-        tree = _tree(self.vocabulary)
+        tree = token_tree(self.vocabulary)
         states = np.arange(self.dead, dtype=np.int32)
         parts = _walk(self.bytes, tree, states, states)
-        first = tree if not self.vocabulary.drops_leading_space else _tree(self.vocabulary, first=True)
+        first = tree if not self.vocabulary.drops_leading_space else token_tree(self.vocabulary, first=True)
         start = np.array([self.bytes.start], dtype=np.int32)
         parts += _walk(self.bytes, first, np.array([self.begin], dtype=np.int32), start)
         if first.blank:
@@ -189,49 +190,8 @@ class TokenAutomaton:
         return mask
 
 
-@dataclass(frozen=True)
-class _Tree:
-    """The tokens of a vocabulary as a tree of bytes, level by level.
-
-    Args:
-        levels: for each level the bytes of its nodes, ordered by parent (in the level above); the offset of the
-            children of each parent; and pairs of a node and a token that ends there, ordered by node.
-        blank: tokens that leave the text empty, because they are only the space that is dropped.
-    """
-
-    levels: tuple[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], ...]
-    blank: tuple[int, ...] = ()
-
-
-@lru_cache(maxsize=8)
-def _tree(vocabulary: Vocabulary, first: bool = False) -> _Tree:
-    written = [vocabulary.visible(text) if first else text for text in vocabulary.tokens]
-    pairs = sorted((text, token) for token, text in enumerate(written) if text)
-    blank = tuple(token for token, text in enumerate(written) if vocabulary.tokens[token] and not text)
-    texts = [text for text, _ in pairs]
-    tokens = np.array([token for _, token in pairs], dtype=np.int64)
-    node = np.zeros(len(texts), dtype=np.int64)  # of each text, in the level above
-    alive = np.arange(len(texts))
-    levels = []
-    parents = 1
-    depth = 0
-    while len(alive):
-        byte = np.array([texts[number][depth] for number in alive], dtype=np.int64)
-        keys = node[alive] * 256 + byte
-        unique, inverse = np.unique(keys, return_inverse=True)
-        node[alive] = inverse
-        offsets = np.searchsorted(unique // 256, np.arange(parents + 1))
-        ended = np.array([len(texts[number]) == depth + 1 for number in alive], dtype=bool)
-        ends = np.stack([inverse[ended], tokens[alive[ended]]])
-        levels.append((unique % 256, offsets, ends[:, np.argsort(ends[0], kind="stable")]))
-        parents = len(unique)
-        alive = alive[~ended]
-        depth += 1
-    return _Tree(tuple(levels), blank)
-
-
 def _walk(
-    automaton: ByteAutomaton, tree: _Tree, origins: NDArray[np.int32], states: NDArray[np.int32]
+    automaton: ByteAutomaton, tree: TokenTree, origins: NDArray[np.int32], states: NDArray[np.int32]
 ) -> list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]]:
     """Follow all tokens from some states.
 
@@ -253,7 +213,7 @@ def _walk(
         counts = offsets[node + 1] - offsets[node]
         if int(counts.sum()) > MOVES:
             raise TooLargeError(f"its tokens make more than {MOVES} moves")
-        parent, child = _expand(counts)
+        parent, child = expand(counts)
         node = offsets[node][parent] + child
         states = automaton.moves[states[parent], byte[node]]
         is_alive = states != automaton.dead
@@ -263,16 +223,10 @@ def _walk(
         # Several tokens may end at a node (equal bytes), so the pairs are found by binary search.
         low = np.searchsorted(nodes, node)
         high = np.searchsorted(nodes, node, side="right")
-        which, number = _expand(high - low)
+        which, number = expand(high - low)
         moves += len(which)
         if moves > MOVES:
             raise TooLargeError(f"its tokens make more than {MOVES} moves")
         token = tokens[low[which] + number].astype(np.int32)
         parts.append((origins[which].astype(np.int32), token, states[which].astype(np.int32)))
     return parts
-
-
-def _expand(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The index of each element, repeated as often as its count, and the number of each repetition from 0 on."""
-    index = np.repeat(np.arange(len(counts)), counts)
-    return index, np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)

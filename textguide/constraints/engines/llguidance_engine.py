@@ -100,26 +100,37 @@ class MatcherState(EngineState):
     def allowed(self) -> Tensor:
         if self.matcher.is_stopped():
             return torch.zeros(self.size, dtype=torch.bool)
-        bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
+        bits = np.empty((self.size + 257 + 31) // 32, dtype=np.int32)
+        self.matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         if self.matcher.is_error():  # the engine also reports a dead end as an error; it allows nothing
             _raise_if_error(self.matcher)
             return torch.zeros(self.size, dtype=torch.bool)
-        return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self.size].astype(np.bool_))
+        unpacked = np.unpackbits(bits.view(np.uint8), count=self.size, bitorder="little")
+        return torch.from_numpy(unpacked.view(np.bool_))
 
     def is_accepting(self) -> bool:
         return bool(self.matcher.is_accepting())
 
     def feed(self, text: bytes) -> bool:
-        return not text or bool(self.matcher.consume_tokens(self._ids(text)))
+        if not text:
+            return True
+        accepted = bool(self.matcher.consume_tokens(self._ids(text)))
+        if not accepted and _LIMIT.search(in_one_line(self.matcher.get_error())):
+            _raise_if_error(self.matcher)
+        return accepted
 
     def accepts(self, text: bytes) -> bool:
         if not text:
             return True
         if self.matcher.is_stopped():
             return False
-        accepted = self.matcher.validate_tokens(self._ids(text)) == len(text)
+        count = self.matcher.validate_tokens(self._ids(text))
         _raise_if_error(self.matcher)
-        return bool(accepted)
+        if count == len(text):
+            return True
+        # The engine also stops at its limits here, without an error; consuming the same bytes reports them.
+        self.fork().feed(text[: count + 1])
+        return False
 
     def fork(self) -> MatcherState:
         return MatcherState(self.matcher.deep_copy(), self.size)

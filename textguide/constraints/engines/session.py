@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,32 +54,65 @@ class EngineState(ABC):
 
 
 class TokenTable:
-    """The distinct byte strings of a vocabulary, and the index of each token among them.
+    """The byte strings of a vocabulary as an engine sees them.
 
-    Two tokens may have the same bytes, and the first token of a text may lose its leading space. The engine therefore
-    sees every byte string once, and masks over tokens are gathered by index.
+    An engine sees every distinct byte string once: at the id of the first token that has it, so that its mask is nearly
+    the mask over tokens. Two tokens may have the same bytes, and the first token of a text may lose its leading space.
 
     Attributes:
-        texts: the distinct byte strings, U of them.
-        later: for each token its index in ``texts``, or U if it has no bytes, (V,).
-        first: the same for the first token of a text, (V,).
+        texts: the byte strings, U of them; empty for tokens without bytes and for repeated ones. The first V belong to
+            the tokens of the same ids.
+        repeated: tokens whose bytes an earlier one has.
+        originals: the earlier ones.
+        first: the index in ``texts`` of what each token is at the start of a text, or U if that is nothing, (V,).
         blank: tokens that leave the empty text as it is, because they are only the space that is dropped, bool (V,).
         ends: ids of the end tokens.
+        size: V.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         index: dict[bytes, int] = {}
+        repeated = []
+        texts = []
+        for token, text in enumerate(vocabulary.tokens):
+            if text in index:
+                repeated.append(token)
+                text = b""
+            if text:
+                index[text] = token
+            texts.append(text)
         first = [vocabulary.visible(token) for token in vocabulary.tokens]
-        for token in (*vocabulary.tokens, *first):
-            if token:
-                index.setdefault(token, len(index))
-        self.texts = list(index)
-        missing = len(index)  # one element after the last that is always False
-        self.later = torch.tensor([index.get(token, missing) for token in vocabulary.tokens])
-        self.first = torch.tensor([index.get(token, missing) for token in first])
+        for text in first:
+            if text and text not in index:
+                index[text] = len(texts)
+                texts.append(text)
+        self.texts = texts
+        self.size = vocabulary.size
+        self.repeated = np.array(repeated, dtype=np.int64)
+        self.originals = np.array([index[vocabulary.tokens[token]] for token in repeated], dtype=np.int64)
+        self.first = torch.tensor([index.get(text, len(texts)) for text in first])
         pairs = zip(vocabulary.tokens, first, strict=True)
         self.blank = torch.tensor([bool(written) and not visible for written, visible in pairs])
-        self.ends = torch.tensor(sorted(vocabulary.ends), dtype=torch.long)
+        self.ends = sorted(vocabulary.ends)
+
+    def mask(self, allowed: Tensor, is_start: bool, is_complete: bool) -> Tensor:
+        """The mask over tokens, bool (V,).
+
+        Args:
+            allowed: the byte strings that may come next, bool (U,); the mask may share its memory.
+            is_start: whether the text is empty.
+            is_complete: whether an end token may follow.
+        """
+        if is_start:
+            mask = torch.cat([allowed, torch.zeros(1, dtype=torch.bool)])[self.first] | self.blank
+        else:
+            mask = allowed[: self.size]
+        values = mask.numpy()  # shares its memory; writing to few elements is several times faster than by torch
+        if len(self.repeated) and not is_start:
+            values[self.repeated] = values[self.originals]
+        for end in self.ends:
+            values[end] = is_complete
+        return mask
 
     @cached_property
     def digest(self) -> str:
@@ -137,14 +171,7 @@ class CompiledConstraint:
         return self._masks.get(text, lambda: self._compute_mask(text, state))
 
     def _compute_mask(self, text: bytes, state: EngineState) -> Tensor:
-        table = self.table
-        allowed = torch.cat([state.allowed(), torch.zeros(1, dtype=torch.bool)])
-        if text:
-            mask = allowed[table.later]
-        else:
-            mask = allowed[table.first] | table.blank
-        mask[table.ends] = state.is_accepting()
-        return mask
+        return self.table.mask(state.allowed(), not text, state.is_accepting())
 
 
 class EngineSession(Session):

@@ -14,12 +14,12 @@ from ..base import Constraint, Session
 from ..engines import llguidance_engine
 from ..vocabulary import Vocabulary
 from .rules import unproductive
-from .templates import plain
+from .templates import plain, starting_at
 
 
 @dataclass(frozen=True)
 class Grammar(Constraint):
-    """Texts of a context-free grammar in Lark's notation, whose first rule is ``start``.
+    """Texts of a context-free grammar in Lark's notation.
 
     Names in capital letters are terminals, and ``%ignore`` defines what may come between terminals. The engine reads
     terminals greedily, as lexers do: a terminal takes as much as it can, so ``start: /a+/ "a"`` has no text. Join
@@ -32,14 +32,16 @@ class Grammar(Constraint):
         grammar: the grammar, or the path of a file that contains it (a ``pathlib.Path``, or a text that ends in
             ``.lark``).
         engine: ``llguidance`` or ``xgrammar``.
+        start_rule: the rule whose texts are allowed, as ``lark.Lark(grammar, start=…)``.
 
     Raises:
-        ValueError: a field has a value that cannot work, or a rule has no text at all. :meth:`start` raises it if the
-            engine refuses the grammar.
+        ValueError: ``start_rule`` is no rule of the grammar, a field has a value that cannot work, or a rule has no
+            text at all. :meth:`start` raises it if the engine refuses the grammar.
     """
 
     grammar: Any
     engine: str = engines.DEFAULT
+    start_rule: str = "start"
 
     kind = "grammar"
 
@@ -52,7 +54,7 @@ class Grammar(Constraint):
             raise ValueError(f"grammar={shortened(repr(text))} must be a text with rules, the first of them start")
         object.__setattr__(self, "grammar", text)
         try:
-            endless = unproductive(plain(text))
+            endless = unproductive(self._plain)
         except ValueError as error:
             raise ValueError(f"grammar={shortened(text)} cannot be used: {error}") from None
         if endless:
@@ -62,10 +64,16 @@ class Grammar(Constraint):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "grammar": self.grammar, "engine": self.engine}
+        values = {"kind": self.kind, "grammar": self.grammar, "engine": self.engine}
+        return values if self.start_rule == "start" else {**values, "start_rule": self.start_rule}
+
+    @property
+    def _plain(self) -> str:
+        """The grammar as the engines need it: without templates and priorities, and from its rule ``start``."""
+        return starting_at(plain(self.grammar), self.start_rule)
 
     def start(self, vocabulary: Vocabulary) -> Session:
         label = f"grammar={shortened(self.grammar)}"
         if self.engine != engines.DEFAULT:
-            return engines.xgrammar_session(label, "lark", plain(self.grammar), vocabulary)
-        return engines.llguidance_session(label, llguidance_engine.lark(plain(self.grammar)), vocabulary)
+            return engines.xgrammar_session(label, "lark", self._plain, vocabulary)
+        return engines.llguidance_session(label, llguidance_engine.lark(self._plain), vocabulary)

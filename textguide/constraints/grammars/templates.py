@@ -36,6 +36,26 @@ def plain(grammar: str) -> str:
     return "".join([*written, *expansion.rules()])
 
 
+def starting_at(grammar: str, rule: str) -> str:
+    """The grammar whose rule ``start`` has the texts of ``rule``; its own rule of that name gets another one.
+
+    Raises:
+        ValueError: ``rule`` is no rule of the grammar.
+    """
+    if rule == "start":
+        return grammar
+    tokens = tokens_of(grammar)
+    names = {text.lstrip("?!") for kind, text in tokens if kind == "name"}
+    if rule not in names or not rule.islower():
+        raise ValueError(f"start_rule={rule!r} is no rule of it; pass the name of one, in small letters")
+    renamed = []
+    for kind, text in tokens:
+        if kind == "name" and text.lstrip("?!") == "start":
+            text = f"{text}_textguide"
+        renamed.append((kind, text))
+    return f"{_text(renamed)}\nstart: {rule}\n"
+
+
 def _text(tokens: Tokens) -> str:
     return "".join(text for _, text in tokens)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .constraint import JSONSchema
 from .python_types import schemas_of
 
 
-def Call(*functions: Callable[..., Any], whitespace: str = "flexible") -> JSONSchema:
+def Call(*functions: Callable[..., Any] | Sequence[Callable[..., Any]], whitespace: str = "flexible") -> JSONSchema:
     """Calls of Python functions: ``{"name": …, "arguments": {…}}``, with arguments that fit the signatures.
 
     Args:
-        *functions: functions with annotations, from which pydantic makes the schema of the arguments.
+        *functions: functions with annotations, from which pydantic makes the schema of the arguments; or one list of
+            them.
         whitespace: as for :class:`JSONSchema`.
 
     Returns:
@@ -27,6 +28,8 @@ def Call(*functions: Callable[..., Any], whitespace: str = "flexible") -> JSONSc
         >>> def weather(city: str, days: int = 3) -> str: ...
         >>> AWRS(Call(weather), after="<tool_call>")
     """
+    if len(functions) == 1 and isinstance(functions[0], Sequence):
+        functions = tuple(functions[0])
     names = [getattr(function, "__name__", repr(function)) for function in functions]
     if not functions or len(set(names)) < len(names):
         raise ValueError(f"functions={names} must be functions of different names, at least one")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,17 +17,21 @@ from torch import Tensor
 from ...support.checks import flag, one_of, whole_number
 from .. import engines
 from ..arguments import read_text, shortened
-from ..base import Constraint, Session
-from ..combined_sessions import AllOfSession
+from ..automata.expressions import ByteAutomaton
+from ..base import Constraint, Session, UnsatisfiableError
 from ..engines import llguidance_engine
-from ..memoized_session import VerdictCache
 from ..vocabulary import Vocabulary
-from .checks import ChecksSession, ValueChecker
+from . import drafts, ecma_patterns
 from .completion import Completer
+from .nodes import KINDS, NUMBER_KEYWORDS, Schemas
+from .plans import plans
 from .python_types import schemas_of
+from .reader import Reader
 from .references import check_references, with_plain_references
-from .relaxation import keywords_in, relaxed, with_short_strings
+from .relaxation import relaxed, with_short_strings
+from .sessions import DocumentSession
 
+ORDERS = ("any", "schema")
 WHITESPACE = ("flexible", "any", "none")
 FLEXIBLE = r" ?|\r?\n([ ]{0,20}|\t{0,8})"
 """One space, or one line break with the indentation of the next line."""
@@ -36,27 +41,32 @@ class Held(NamedTuple):
     """How a schema is enforced.
 
     Args:
-        masked: keywords that the mask enforces: no token is written that violates them.
-        checked: keywords that no mask can enforce everywhere: each finished value is checked, and a token that would
-            finish an invalid value is refused.
-        bounded: parts that are shorter than JSON allows, so that documents end: ``whitespace``, ``strings``.
+        masked: keywords that every token respects: none is written after which they can no longer be satisfied.
+        checked: keywords that are checked when a value ends: a token that would finish an invalid value is refused.
+        bounded: parts that have fewer spellings than in JSON: ``whitespace``, ``strings`` (``longest_string``),
+            ``numbers`` (exponents of restricted numbers).
+        ignored: formats that are not known, or not asserted. They have no effect.
     """
 
     masked: tuple[str, ...]
     checked: tuple[str, ...]
     bounded: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+class UnknownFormatWarning(UserWarning):
+    """A schema uses formats that are not known, so they have no effect."""
 
 
 @dataclass(frozen=True)
 class JSONSchema(Constraint):
     """JSON documents that a schema allows.
 
-    The documents are a subset of those that are valid: properties come in the order in which the schema lists them,
-    additional ones after them, and characters are only escaped if JSON requires it.
-
-    Keywords that no mask can enforce (``not``, ``dependencies``, a ``oneOf`` whose cases overlap) are checked with
-    ``jsonschema``, for each finished value and for the whole document; :attr:`held` lists them. Such a schema has no
-    mask, so tokens are proposed and checked. An unknown ``format`` is ignored, as JSON Schema specifies.
+    Every document that is finished is valid for ``jsonschema``, with exact numbers (``0.07`` is a multiple of
+    ``0.01``), patterns of ECMAScript and the formats of their specifications. Keys are unique. A token is refused as
+    soon as the text can no longer become valid, as far as that can be seen early. :attr:`held` lists the keywords that
+    are only checked when a value ends (``not``, ``contains``, ``if``, …); because of these, a text can reach a state in
+    which no token is allowed.
 
     Args:
         schema: a dict, True or False, JSON text, the path of a file that contains it, or a Python type that pydantic
@@ -68,15 +78,24 @@ class JSONSchema(Constraint):
             probability that the bound removed.
         longest_string: maximum number of characters of a string, if the schema gives its type but no length,
             ``pattern``, ``format``, ``enum`` or ``const``. None: unlimited.
-        lenient: leave out the keywords that no mask can enforce instead of checking them; documents may then violate
-            the schema.
-        engine: ``llguidance`` or ``xgrammar``. The latter accepts more schemas, and leaves out the keywords that it
+        lenient: leave out the keywords that the engine cannot mask instead of checking them; documents may then
+            violate the schema. Only with ``order="schema"``.
+        engine: ``llguidance`` or ``xgrammar``, for ``order="schema"``. The latter leaves out the keywords that it
             cannot enforce, with a warning on standard error.
+        order: ``any``: properties come in any order, and numbers and strings in any spelling. ``schema``: the masks of
+            an engine in addition, which are faster: properties come in the order in which the schema lists them,
+            additional ones after them, and characters are only escaped if JSON requires it. Default: ``any``, unless
+            ``engine`` or ``lenient`` needs ``schema``.
+        draft: ``4``, ``6``, ``7``, ``2019-09`` or ``2020-12``. Default: that of ``$schema``; without it, the latest
+            one that has all keywords of the schema, in which ``dependencies`` and ``exclusiveMinimum: true`` keep their
+            meaning.
+        schemas: other schemas that references may lead to, by URI. Nothing is ever fetched.
+        assert_formats: whether ``format`` restricts strings; otherwise it has no effect, as the specification of draft
+            2020-12 has it by default. A format that is not known has no effect, with a warning.
 
     Raises:
-        ValueError: ``schema`` is not JSON, a reference in it leads nowhere (files and addresses are never fetched), or
-            another field has a value that cannot work. :meth:`start` raises it if
-            the schema cannot be enforced.
+        ValueError: ``schema`` is not JSON or not valid in its draft, a reference in it leads nowhere, or another field
+            has a value that cannot work. :meth:`start` raises it if the schema cannot be enforced.
     """
 
     schema: Any
@@ -84,12 +103,16 @@ class JSONSchema(Constraint):
     lenient: bool = False
     engine: str = engines.DEFAULT
     longest_string: int | None = None
+    order: str | None = None
+    draft: str | None = None
+    schemas: Any = None
+    assert_formats: bool = True
 
     kind = "json-schema"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schema", _schema_text(self.schema))
-        check_references(json.loads(self.schema))
+        object.__setattr__(self, "schemas", _other_schemas(self.schemas))
         one_of("engine", self.engine, engines.NAMES)
         if not isinstance(self.whitespace, str):
             raise ValueError(
@@ -100,6 +123,9 @@ class JSONSchema(Constraint):
         if self.longest_string is not None:
             whole_number("longest_string", self.longest_string, 1, "None sets no limit")
         flag("lenient", self.lenient)
+        flag("assert_formats", self.assert_formats)
+        if self.draft is not None:
+            one_of("draft", self.draft, drafts.DRAFTS)
         if self.engine != engines.DEFAULT and (
             self.lenient or self.longest_string or self.whitespace not in WHITESPACE
         ):
@@ -107,6 +133,27 @@ class JSONSchema(Constraint):
             raise ValueError(
                 f"engine={self.engine!r} does not support lenient=, longest_string=, or whitespace= other than {names}"
             )
+        self._check_order()
+        if self._is_validated:
+            _warn_of_formats(self.held.ignored if self.assert_formats else ())
+        else:
+            check_references(json.loads(self.schema))
+
+    def _check_order(self) -> None:
+        if self.order is None:
+            object.__setattr__(self, "order", "any" if self._is_validated else "schema")
+        one_of("order", self.order, ORDERS)
+        if self._is_validated:
+            return
+        option = "lenient=True" if self.lenient else f"engine={self.engine!r}"
+        for name, value in (("order", self.order == "any"), ("draft", self.draft), ("schemas", self.schemas)):
+            if value:
+                raise ValueError(f"{option} does not support {name}={getattr(self, name)!r}; leave out one of them")
+
+    @property
+    def _is_validated(self) -> bool:
+        """Whether documents are validated besides an engine's mask."""
+        return not self.lenient and self.engine == engines.DEFAULT
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -116,29 +163,44 @@ class JSONSchema(Constraint):
             "lenient": self.lenient,
             "engine": self.engine,
             "longest_string": self.longest_string,
+            "order": self.order,
+            "draft": self.draft,
+            "schemas": None if self.schemas is None else json.loads(self.schemas),
+            "assert_formats": self.assert_formats,
         }
 
     def completion(self, text: bytes) -> bytes | None:
         return _completer(self.schema).completed(text)
 
     def start(self, vocabulary: Vocabulary) -> Session:
-        session = self._mask_session(vocabulary)
-        if self.lenient or self.engine != engines.DEFAULT:
-            return session
-        relaxation = relaxed(self.schema)
-        if not relaxation.left_out:
-            return session
-        checks = ChecksSession(ValueChecker(relaxation), vocabulary, b"", VerdictCache())
-        return AllOfSession(b"", (session, checks), vocabulary)
+        if not self._is_validated:
+            return self._engine_session(vocabulary)
+        root = self._nodes.root
+        if not any(plans((root,), kind) for kind in KINDS):
+            raise UnsatisfiableError(f"{self._label} cannot be used: nothing satisfies it")
+        reader = Reader(root, _whitespace(self.whitespace))
+        engine = self._engine_session(vocabulary) if self.order == "schema" else None
+        session = DocumentSession.begin(reader, vocabulary, engine)
+        if not bool(session.mask().any()):
+            raise UnsatisfiableError(f"{self._label} cannot be used: no token of the vocabulary can begin it")
+        return session
 
-    def _mask_session(self, vocabulary: Vocabulary) -> Session:
-        """A session for the keywords that a mask can enforce."""
+    @property
+    def _nodes(self) -> Schemas:
+        return _schemas(self._bounded_schema, self.draft, self.schemas, self.assert_formats)
+
+    @property
+    def _bounded_schema(self) -> str:
+        return self.schema if self.longest_string is None else with_short_strings(self.schema, self.longest_string)
+
+    def _engine_session(self, vocabulary: Vocabulary) -> Session:
+        """A session for the keywords that the engine's mask can enforce."""
         if self.engine != engines.DEFAULT:
             return self._xgrammar_session(vocabulary)
         options: dict[str, Any] = {"whitespace_flexible": self.whitespace != "none", "lenient": self.lenient}
         if self.whitespace not in ("any", "none"):
             options["whitespace_pattern"] = FLEXIBLE if self.whitespace == "flexible" else self.whitespace
-        schema = self.schema if self.lenient else relaxed(self.schema).masked
+        schema = self.schema if self.lenient else relaxed(self.schema, self._nodes.draft, self.assert_formats).masked
         if self.longest_string is not None:
             schema = with_short_strings(schema, self.longest_string)
         grammar = llguidance_engine.json_schema(schema, **options)
@@ -160,7 +222,7 @@ class JSONSchema(Constraint):
     def whitespace_cost(self, vocabulary: Vocabulary, tokens: Sequence[int], log_probs: Tensor) -> Tensor:
         """The log-probability that ``whitespace`` removed along a text.
 
-        The bound on strings is not included. For a schema with checked keywords, both masks only enforce the others.
+        The bound on strings is not included.
 
         Args:
             vocabulary: of the model.
@@ -178,8 +240,8 @@ class JSONSchema(Constraint):
         expected = (len(tokens), vocabulary.size)
         if log_probs.shape != expected:
             raise ValueError(f"log_probs has the shape {tuple(log_probs.shape)}; it must be {expected}")
-        bounded = self._mask_session(vocabulary)
-        unbounded = replace(self, whitespace="any")._mask_session(vocabulary)
+        bounded = self.start(vocabulary)
+        unbounded = replace(self, whitespace="any").start(vocabulary)
         costs = []
         for token, row in zip(tokens, log_probs, strict=True):
             narrow = bounded.mask()
@@ -194,18 +256,63 @@ class JSONSchema(Constraint):
 
     @property
     def held(self) -> Held:
-        """Which keywords of the schema the mask enforces at every token, and which are checked for finished values."""
-        if self.lenient or self.engine != engines.DEFAULT:
+        """How each keyword of the schema is enforced."""
+        if not self._is_validated:
             raise ValueError("held is only known for engine='llguidance' without lenient=True")
-        relaxation = relaxed(self.schema)
-        masked = keywords_in(json.loads(relaxation.masked))
-        checked = {name for names in relaxation.left_out.values() for name in names}
+        keywords = self._nodes.enforcement()
         bounded = []
         if self.whitespace != "any":
             bounded.append("whitespace")
         if self.longest_string is not None:
             bounded.append("strings")
-        return Held(tuple(sorted(masked)), tuple(sorted(checked)), tuple(bounded))
+        if keywords["masked"] & NUMBER_KEYWORDS:
+            bounded.append("numbers")
+        masked = keywords["masked"] - keywords["checked"]
+        return Held(
+            tuple(sorted(masked)),
+            tuple(sorted(keywords["checked"])),
+            tuple(bounded),
+            tuple(sorted(keywords["ignored"])),
+        )
+
+
+@lru_cache(maxsize=64)
+def _schemas(schema: str, draft: str | None, others: str | None, asserts_formats: bool) -> Schemas:
+    try:
+        return Schemas(schema, draft, json.loads(others) if others else {}, asserts_formats)
+    except RecursionError:
+        raise ValueError(f"schema={shortened(schema)} is nested too deeply") from None
+
+
+@lru_cache(maxsize=64)
+def _whitespace(name: str) -> ByteAutomaton:
+    """The automaton of a value of ``whitespace``."""
+    pattern = {"flexible": FLEXIBLE, "any": r"[ \t\r\n]*", "none": ""}.get(name, name)
+    found = ecma_patterns.automaton(pattern)
+    if found is None:
+        raise ValueError(f"whitespace={name!r} must be a regular expression of moderate size, such as ' ?'")
+    return found
+
+
+@lru_cache(maxsize=256)
+def _warn_of_formats(names: tuple[str, ...]) -> None:
+    if names:
+        warnings.warn(
+            f"schema uses formats that are not known and have no effect: {', '.join(names)}",
+            UnknownFormatWarning,
+            stacklevel=4,
+        )
+
+
+def _other_schemas(schemas: Any) -> str | None:
+    """Other schemas as JSON text; None if there are none."""
+    if not schemas:
+        return None
+    if isinstance(schemas, str):
+        schemas = json.loads(schemas)
+    if not isinstance(schemas, Mapping) or not all(isinstance(uri, str) for uri in schemas):
+        raise ValueError(f"schemas={shortened(repr(schemas))} must be a dict from URIs to schemas")
+    return json.dumps({uri: json.loads(_schema_text(schema)) for uri, schema in schemas.items()}, ensure_ascii=False)
 
 
 @lru_cache(maxsize=32)

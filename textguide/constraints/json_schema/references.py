@@ -82,7 +82,7 @@ def _target(whole: Schema, node: Schema, keyword: str) -> str:
             return pointer
     raise ValueError(
         f"schema={shortened(json.dumps(whole))}: {keyword} {shortened(repr(reference))} leads nowhere in the schema, "
-        f"and nothing is fetched; name a part that it has, such as '#/$defs/NAME'{_known(whole)}"
+        f"and nothing is fetched; name a part that it has, such as '#/$defs/NAME'{known_definitions(whole)}"
     )
 
 
@@ -109,11 +109,11 @@ def _has_anchor(node: Any, reference: str) -> bool:
     return any(_has_anchor(child, reference) for _, _, child in children(node))
 
 
-def _known(whole: Schema) -> str:
+def known_definitions(whole: Any) -> str:
     """The definitions of a schema, as the end of a message."""
     names = []
     for keyword in ("$defs", "definitions"):
-        parts = whole.get(keyword)
+        parts = whole.get(keyword) if isinstance(whole, dict) else None
         if isinstance(parts, dict):
             names += [f"#/{keyword}/{name}" for name in parts]
     return f"; it has {shortened(', '.join(names))}" if names else ""

@@ -60,13 +60,18 @@ class Relaxation(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def relaxed(schema: str) -> Relaxation:
+def relaxed(schema: str, draft: str = "2020-12", asserts_formats: bool = True) -> Relaxation:
     """Weaken a schema, given as JSON text, until the engine accepts it.
 
     A schema that the engine refuses for another reason, such as its size, is returned unchanged.
+
+    Args:
+        schema: the schema.
+        draft: the draft whose rules apply.
+        asserts_formats: whether ``format`` restricts strings.
     """
     value = json.loads(schema)
-    ignores_siblings = isinstance(value, dict) and re.search(r"draft-0[3-7]", str(value.get("$schema", "")))
+    ignores_siblings = draft in ("4", "6", "7")
     whole = bundled(_without_siblings_of_references(value) if ignores_siblings else value)
     masked = whole
     left_out: dict[str, set[str]] = {}
@@ -199,7 +204,7 @@ def _changed_everywhere(node: Any, change: Change, dropped: dict[str, set[str]],
             continue
         new = _changed_everywhere(child, change, dropped, f"{pointer}/{escaped(key)}{rest}")
         if new is not child:
-            result[key] = _with_child(result[key], rest, new)
+            result[key] = with_child(result[key], rest, new)
     return result
 
 
@@ -221,7 +226,7 @@ def children(node: Schema) -> Iterator[tuple[str, str, Any]]:
                     yield key, f"/{escaped(name)}", item
 
 
-def _with_child(value: Any, rest: str, new: Any) -> Any:
+def with_child(value: Any, rest: str, new: Any) -> Any:
     """The value of a keyword with one of its schemas replaced; ``rest`` is that of :func:`children`."""
     if not rest:
         return new
@@ -303,5 +308,5 @@ def _with_pointers(node: Any, base: str, keyword: str, pointers: dict[str, str],
         elif document in pointers and (not fragment or fragment.startswith("/")):
             result["$ref"] = f"#{pointers[document]}{fragment}"
     for key, rest, child in children(node):
-        result[key] = _with_child(result[key], rest, _with_pointers(child, urldefrag(base)[0], keyword, pointers))
+        result[key] = with_child(result[key], rest, _with_pointers(child, urldefrag(base)[0], keyword, pointers))
     return result

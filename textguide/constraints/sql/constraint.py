@@ -13,34 +13,34 @@ from typing import Any
 
 from ...support.checks import one_of
 from ...support.errors import MissingExtraError
-from .. import engines
 from ..base import Constraint, Session
-from ..engines import llguidance_engine
-from ..memoized_session import VerdictCache
 from ..vocabulary import Vocabulary
-from .grammar import DIALECTS, STANDARD, sql_grammar
-from .names import EmptyDatabase, NamesSession, QuerySession
+from .database import EmptyDatabase
+from .lexing import DIALECTS, STANDARD
+from .query import Query
+from .session import Queries, QuerySession
 
+COLUMNS = ("schema", "any")
 MAX_DATABASES = 8
 
 
 @dataclass(frozen=True)
 class SQL(Constraint):
-    """SELECT queries over the tables and columns of one database.
+    """SELECT queries over the tables and columns of one database, in the dialect of the installed SQLite.
 
-    A grammar made from the database allows only its tables and columns. It has conditions, groups, order, inner and
-    left joins, INTERSECT, EXCEPT and UNION, nested queries in conditions and five aggregates, on one line with single
-    spaces. It has no subquery in FROM, no arithmetic, no functions, and no statement that writes.
+    SQLite decides what is allowed, on an empty copy of the tables in memory; no query is ever run and no row is read.
+    Its grammar reports the first token that cannot follow, so all of its SELECT is here: aliases, expressions, CASE,
+    IN, functions, window functions, WITH, subqueries, UNION. Its compiler reports names that do not exist, as soon as
+    nothing can mend them: inside a name after FROM, and for the columns of a list at the end of the FROM that follows
+    it. A finished text is a member only if SQLite compiles it.
 
-    In addition, SQLite compiles the start of each query on an empty copy of the tables in memory: every column must
-    belong to exactly one of the tables that its query reads from (or that a query around it reads from). A finished
-    text is a member only if SQLite compiles it. Within one FROM, table names are distinct, and ON only refers to tables
-    before it. No query is ever run and no row is read.
+    What a member must not have, although SQLite takes it: statements that write, comments, parameters, a second
+    statement, tables in brackets without SELECT, functions that return tables, strings of more than 100 characters,
+    aliases of more than 40, and columns in ON of a table that only follows. An alias without AS does not start with a
+    keyword that is allowed there, such as ``order``.
 
-    A text is rejected as soon as nothing can mend it: at the end of the FROM whose tables lack a column of the list, at
-    the table that makes a column ambiguous, or inside a name that would not exist. Two errors only show later, when no
-    token can follow, so that the particle has weight 0: columns of a list that no set of tables has together, and lists
-    of different lengths on the two sides of a UNION.
+    A few errors only show later than they could, when no token can follow, so that the particle has weight 0: columns
+    of a list that no set of tables has together, and lists of different lengths on the two sides of a UNION.
 
     Args:
         database: the path of a SQLite file, which is opened read-only; a URL of SQLAlchemy, such as
@@ -50,10 +50,14 @@ class SQL(Constraint):
             double ones, as PostgreSQL requires. ``auto`` is ``standard`` for URLs of databases other than SQLite, and
             ``sqlite`` otherwise. SQLite compiles the queries in both cases, so stricter rules of other databases (types
             that can be compared, columns that are grouped) are not checked.
+        columns: ``schema``: the columns of a list, which are written before their tables, have names of the database,
+            or names that the query defined before, in a WITH. ``any``: they may also have names that a subquery in the
+            FROM after them will define, ``SELECT avg(n) FROM (SELECT count(*) AS n …)``; then a wrong name in a list is
+            only noticed at the end of its FROM.
 
     Raises:
         MissingExtraError: ``database`` is a URL, and SQLAlchemy is not installed.
-        ValueError: ``database`` cannot be read or has no tables, or ``dialect`` is unknown.
+        ValueError: ``database`` cannot be read or has no tables, or ``dialect`` or ``columns`` is unknown.
 
     Example:
         >>> SQL({"singer": ["Name", "Age"]}).tables
@@ -62,11 +66,13 @@ class SQL(Constraint):
 
     database: Any
     dialect: str = "auto"
+    columns: str = "schema"
 
     kind = "sql"
 
     def __post_init__(self) -> None:
         one_of("dialect", self.dialect, ("auto", *DIALECTS))
+        one_of("columns", self.columns, COLUMNS)
         tables, dialect = _read(self.database)
         object.__setattr__(self, "database", json.dumps(tables, ensure_ascii=False))
         object.__setattr__(self, "dialect", dialect if self.dialect == "auto" else self.dialect)
@@ -77,13 +83,9 @@ class SQL(Constraint):
         tables: dict[str, list[str]] = json.loads(self.database)
         return tables
 
-    @property
-    def grammar(self) -> str:
-        """The grammar of the mask, in Lark's notation."""
-        return sql_grammar(self.tables, self.dialect)
-
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "database": self.tables, "dialect": self.dialect}
+        values = {"kind": self.kind, "database": self.tables, "dialect": self.dialect}
+        return values if self.columns == "schema" else {**values, "columns": self.columns}
 
     @classmethod
     def build(cls, values: dict[str, Any]) -> Constraint:
@@ -95,11 +97,8 @@ class SQL(Constraint):
         return cls(**values)
 
     def start(self, vocabulary: Vocabulary) -> Session:
-        grammar = engines.llguidance_session(
-            f"database={self.database[:60]}", llguidance_engine.lark(self.grammar), vocabulary
-        )
-        names = NamesSession(_empty_database(self.database, self.dialect), vocabulary, b"", VerdictCache())
-        return QuerySession.begin(grammar, names, vocabulary)
+        start = Query(_empty_database(self.database, self.dialect), self.columns == "any")
+        return QuerySession(Queries(start, vocabulary), b"")
 
 
 @lru_cache(maxsize=MAX_DATABASES)
@@ -129,6 +128,8 @@ def _checked_tables(tables: Mapping[Any, Any]) -> dict[str, list[str]]:
         names = list(columns) if isinstance(columns, (list, tuple, Mapping)) else []
         if not names or not all(isinstance(name, str) and name and "\n" not in name for name in (table, *names)):
             raise ValueError(f"database has {table!r}: {columns!r}; it must have the names of its columns, in a list")
+        if table.lower().startswith("sqlite_"):
+            raise ValueError(f"database has a table {table!r}, but SQLite keeps such names for itself; leave it out")
         checked[table] = names
     if not checked:
         raise ValueError("database has no tables, so no query is possible; pass one with tables")

@@ -42,6 +42,7 @@ class AnnealedCFG(Contrast):
         neutral="γ = 1",
         helps="branches that are far apart at some steps",
         experimental=True,
+        mechanism="a piecewise linear function of the distance replaces the paper's trained network",
     )
 
     def __post_init__(self) -> None:

@@ -43,6 +43,7 @@ class CorrSynth(Scaled):
         neutral="γ = 1",
         helps="sets of texts with one prompt per class",
         experimental=True,
+        mechanism="away from the mean of the other texts; the paper's other pairings and constants are left out",
     )
 
     def __post_init__(self) -> None:

@@ -43,6 +43,7 @@ class DynamicCFG(Contrast):
         neutral="γ = 1",
         helps="guidance without choosing a scale",
         experimental=True,
+        mechanism="a budget in KL chooses the scale instead of the paper's evaluators",
     )
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ class EAGer(Sampling):
 
     Experimental: which token the new branch gets, and that the entropy is measured before the temperature, are the
     most plausible readings of the method. They were not checked against the authors' code. The authors' second stage,
-    which gives unused branches to the prompts that used all of theirs, is left out.
+    which gives unused branches to the prompts that used all of theirs, is ``budget=`` of :func:`textguide.eager`.
 
     Args:
         entropy_threshold: entropy in nats above which a text forks. The paper uses 2.0 to 2.4, at temperature 0.6.
@@ -46,6 +46,7 @@ class EAGer(Sampling):
         neutral="one branch",
         helps="several answers at a lower cost than independent samples",
         experimental=True,
+        mechanism="the second stage is budget= of textguide.eager, without the paper's variant with labels",
     )
 
     def __post_init__(self) -> None:

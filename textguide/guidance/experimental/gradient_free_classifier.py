@@ -65,6 +65,7 @@ class GradientFreeClassifier(Scaled):
         example='{"method": "gradient-free-classifier", "classifier": "sentiment", "target": "positive", '
         '"prompts": {"negative": "A sad text:"}}',
         experimental=True,
+        mechanism="the scale is proportional to the confusion of two classes; the paper's schedule is not reproduced",
     )
 
     def __post_init__(self) -> None:

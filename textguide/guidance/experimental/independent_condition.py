@@ -41,6 +41,7 @@ class IndependentCondition(Scaled):
         neutral="γ = 1",
         helps="models that produce nothing sensible without a prompt",
         experimental=True,
+        mechanism="one fixed passage replaces conditions drawn at random at every step",
     )
 
     def __post_init__(self) -> None:

@@ -41,6 +41,7 @@ class S2Guidance(Contrast):
         neutral="γ = 1 and ω = 0",
         helps="tasks on which CFG helps",
         experimental=True,
+        mechanism="the same blocks are left out for a whole run instead of new ones at every step",
     )
 
     def __post_init__(self) -> None:

@@ -65,6 +65,7 @@ class TFG(CanvasReweighting):
         example="tfg:predictor=sentiment,target=positive",
         experimental=True,
         compared="it fills canvases",
+        mechanism="on distributions over tokens instead of continuous variables, and without recurrence",
     )
 
     def __post_init__(self) -> None:

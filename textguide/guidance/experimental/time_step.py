@@ -59,6 +59,7 @@ class TimeStepGuidance(Scaled):
         helps="masked diffusion without a prompt to move away from",
         experimental=True,
         compared="it fills canvases",
+        mechanism="a higher noise level for the other branch instead of Gaussian noise on the time's embedding",
     )
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ class TokenPerturbation(Scaled):
         neutral="γ = 1",
         helps="prompts whose order matters",
         experimental=True,
+        mechanism="shuffles the tokens of the prompt instead of hidden states inside chosen layers",
     )
 
     def __post_init__(self) -> None:

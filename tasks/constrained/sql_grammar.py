@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
-STANDARD = "standard"
-DIALECTS = ("sqlite", STANDARD)
+from textguide.constraints.sql.lexing import STANDARD, spelled
+
 _KEYWORDS = (
     "SELECT", "DISTINCT", "FROM", "WHERE", "GROUP BY", "HAVING", "ORDER BY", "LIMIT", "JOIN", "LEFT JOIN", "ON", "AS",
     "AND", "OR", "ASC", "DESC", "NOT", "IN", "IS", "NULL", "LIKE", "BETWEEN", "INTERSECT", "EXCEPT", "UNION", "COUNT",
     "SUM", "AVG", "MIN", "MAX",
 )  # fmt: skip
-_RESERVED = frozenset(
-    """
-    all analyse analyze and any array as asc asymmetric both case cast check collate column constraint create
-    current_date current_time current_timestamp current_user default deferrable desc distinct do else end except
-    false fetch for foreign from full grant group having in initially inner intersect into is join key lateral
-    leading left like limit localtime localtimestamp natural not null offset on only or order outer placing primary
-    references returning right select session_user set some symmetric table then to trailing true union unique user
-    using values variadic when where window with
-    """.split()  # noqa: SIM905
-)
-"""Words that PostgreSQL, MySQL or SQLite reserve; names that equal one of them are quoted."""
-
 _RULES = r"""
 start: selection ordering? | selection " " (INTERSECT | EXCEPT | UNION) " " selection ordering?
 selection: SELECT " " (DISTINCT " ")? items rest
@@ -73,14 +60,6 @@ def sql_grammar(tables: Mapping[str, Sequence[str]], dialect: str = "sqlite") ->
     keywords = "\n".join(f"{word.replace(' ', '_')}: {_either_case(word)}" for word in _KEYWORDS)
     names = f"table: {_names(tables, dialect)}\nname: {_names(columns, dialect)}\nSTRING: {_STRINGS[dialect]}"
     return f"{_RULES}{names}\n{keywords}\n"
-
-
-def spelled(name: str, dialect: str) -> str:
-    """A name as it is written in queries: quoted if necessary."""
-    pattern = r"[a-z_][a-z0-9_]*" if dialect == STANDARD else r"[A-Za-z_][A-Za-z0-9_]*"
-    if re.fullmatch(pattern, name) and name.lower() not in _RESERVED:
-        return name
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _names(names: Iterable[str], dialect: str) -> str:
