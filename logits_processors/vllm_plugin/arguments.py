@@ -24,6 +24,7 @@ from textguide.support.checks import brief
 from .adapters import find, too_many
 from .constraint_arguments import AWRS_ARGUMENTS, CONSTRAINT_ARGUMENTS, awrs_of, is_compiled, short_arguments
 from .constraints import CRITIC, check_after
+from .engine_priors import with_engine_prior
 from .extras import OURS
 from .images import NEGATIVE_IMAGE, NONE, SAME, kind_of
 from .plan import too_large
@@ -216,10 +217,10 @@ def _from_guidance(params: Any, extra: Mapping[str, Any], limits: Limits, prompt
     )
     for reading in readings:
         _check_ids("a branch of guidance", reading.ids, limits)
-    branching = parts.branching
     weighs = False
     sampling: dict[str, Any] = {}
     try:
+        branching = with_engine_prior(parts.branching, limits.priors, limits.vocabulary)
         if isinstance(parts.sampling, FeynmanKac):
             branching = _product(params, parts.sampling, branching)
             weighs = True

@@ -28,7 +28,8 @@ from .adapters import adapters_of, find
 from .arguments import EFFECT
 from .constraint_arguments import awrs_as_json, critic_name
 from .constraints import CRITIC
-from .extras import constraints_of, critics_of, ours_of
+from .engine_priors import named_prior
+from .extras import constraints_of, critics_of, ours_of, priors_of
 from .further_models import models_of
 from .options import prepared
 from .reports import reports_of
@@ -57,6 +58,7 @@ def vllm_engine(
     classifier: str | None = None,
     constraints: Mapping[str, str] | None = None,
     critics: Mapping[str, str] | None = None,
+    priors: Mapping[str, str] | None = None,
     models: Mapping[str, str] | None = None,
     adapters: Mapping[str, str] | None = None,
     **options: Any,
@@ -69,6 +71,8 @@ def vllm_engine(
         constraints: for requests with :class:`textguide.AWRS`, those that do not travel with a request: by name, the
             text that defines each, such as ``{"even": "python:MODULE:NAME"}``.
         critics: likewise the functions from a text to a log potential that weigh the texts of such requests.
+        priors: files of token priors by name, for requests with :class:`textguide.TokenPrior`, which name them and no
+            files; the bundled ones have their own names.
         models: for methods that need another model, such as :class:`textguide.guidance.ContrastiveDecoding`: further
             models by name, each as ``model``. They share the served model's tokens, and read every token of every
             request.
@@ -95,6 +99,7 @@ def vllm_engine(
         classifier=classifier,
         constraints=constraints,
         critics=critics,
+        priors=priors,
         models=models,
         adapters=adapters,
         **options,
@@ -128,7 +133,11 @@ class Portable(NamedTuple):
 
 
 def portable(
-    guidance: Guidance | None, models: Collection[str], constraints: Mapping[str, str], critics: Mapping[str, str]
+    guidance: Guidance | None,
+    models: Collection[str],
+    constraints: Mapping[str, str],
+    critics: Mapping[str, str],
+    priors: Mapping[str, Mapping[str, Any]],
 ) -> Portable:
     """A guidance as requests carry it.
 
@@ -137,12 +146,14 @@ def portable(
         models: names of the further models and of the adapters that the engine has.
         constraints: those that the engine was started with, by name.
         critics: likewise.
+        priors: likewise, with file and fingerprint.
 
     Raises:
         ValueError: a part of it cannot run inside vLLM, or does not travel with a request; the message names it.
     """
     check_guidance(guidance, models)
     parts = split(guidance)
+    parts = replace(parts, branching=named_prior(parts.branching, priors))
     if parts.sampling is None:
         return Portable(parts)
     if isinstance(parts.sampling, FeynmanKac):
@@ -210,7 +221,9 @@ def generate(
     guidance = as_guidance(guidance)
     config = llm.llm_engine.vllm_config
     adapters = adapters_of(config)
-    carried = portable(guidance, (*models_of(config), *adapters), constraints_of(config), critics_of(config))
+    carried = portable(
+        guidance, (*models_of(config), *adapters), constraints_of(config), critics_of(config), priors_of(config)
+    )
     parts = carried.parts
     adapter = options.pop("adapter", None)
     lora = {}

@@ -23,3 +23,8 @@ def constraints_of(config: Any) -> dict[str, str]:
 def critics_of(config: Any) -> dict[str, str]:
     """The critics that an engine was started with: the import path of each, by name."""
     return dict(ours_of(config).get("critics") or {})
+
+
+def priors_of(config: Any) -> dict[str, dict[str, Any]]:
+    """The token priors that an engine was started with: file and fingerprint of each, by name."""
+    return dict(ours_of(config).get("priors") or {})

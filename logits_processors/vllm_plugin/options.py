@@ -7,6 +7,7 @@ from typing import Any
 
 from .adapters import with_adapters
 from .constraints import engine_constraint, engine_critic
+from .engine_priors import described
 from .extras import OURS
 from .further_models import COMBINED_MODEL, check_models, engine_options, resolve
 from .refusals import check_options
@@ -23,6 +24,7 @@ def prepared(
     classifier: str | None = None,
     constraints: Mapping[str, str] | None = None,
     critics: Mapping[str, str] | None = None,
+    priors: Mapping[str, str] | None = None,
     models: Mapping[str, str] | None = None,
     adapters: Mapping[str, str] | None = None,
     **options: Any,
@@ -31,7 +33,7 @@ def prepared(
     path = resolve(model)
     if models and options.get("speculative_config") is not None:
         check_excluded({"models": tuple(models)})
-    options = with_guidance(options, classifier, constraints, critics)
+    options = with_guidance(options, classifier, constraints, critics, priors)
     check_draft(path, _ours(options).get(KEY), options.get("max_model_len"))
     if adapters:
         options = with_adapters(options, adapters)
@@ -46,6 +48,7 @@ def with_guidance(
     classifier: str | None = None,
     constraints: Mapping[str, str] | None = None,
     critics: Mapping[str, str] | None = None,
+    priors: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Options of an engine with guidance.
 
@@ -54,9 +57,11 @@ def with_guidance(
         classifier: the name of the engine's classifier.
         constraints: the engine's constraints, by name.
         critics: the engine's critics, by name.
+        priors: files of the engine's token priors, by name.
 
     Raises:
-        ValueError: an option excludes guidance, no classifier has that name, or a constraint or critic cannot be used.
+        ValueError: an option excludes guidance, no classifier has that name, or a constraint, critic or prior cannot be
+            used.
     """
     options = dict(options)
     ours: dict[str, Any] = {}
@@ -71,6 +76,8 @@ def with_guidance(
         for name, path in critics.items():
             engine_critic(name, path)
         ours["critics"] = dict(critics)
+    if priors:
+        ours["priors"] = described(priors)
     if options.get("speculative_config") is not None:
         # Textguide speculates itself; vLLM's own speculation excludes logits processors.
         ours[KEY] = settings_of(options.pop("speculative_config"))

@@ -176,6 +176,7 @@ class Limits:
         blocks: of the cache.
         block_size: tokens of a block.
         why_no_populations: a clause that explains why texts cannot be resampled together; None if they can.
+        priors: file and fingerprint of the token priors that the engine was started with, by name.
     """
 
     tokenizer: Any = None
@@ -192,6 +193,7 @@ class Limits:
     blocks: int | None = None
     block_size: int = 16
     why_no_populations: str | None = None
+    priors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def _fields(value: Any, without: str = "") -> dict[str, Any]:

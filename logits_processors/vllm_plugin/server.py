@@ -42,7 +42,7 @@ def parse(model: str, options: Sequence[str]) -> Any:
     Args:
         model: as for :func:`textguide.vllm_engine`.
         options: of ``vllm serve``, ``--classifier NAME``, ``--constraint NAME=TEXT``, ``--critic NAME=PLACE``,
-            ``--with NAME=PATH``, ``--allowed-host NAME`` and ``--playground``.
+            ``--prior NAME=FILE``, ``--with NAME=PATH``, ``--allowed-host NAME`` and ``--playground``.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -97,6 +97,13 @@ def _parser() -> Any:
         default=[],
         metavar="NAME=python:MODULE:NAME",
         help="for requests with awrs_critic=NAME: a function from a text to a log potential; may be repeated",
+    )
+    parser.add_argument(
+        "--prior",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="a token prior, for requests with token-prior:prior=NAME; may be repeated",
     )
     parser.add_argument(
         "--with",
@@ -168,6 +175,7 @@ def _guided_options(path: str, arguments: Any, speculation: Any) -> dict[str, An
         arguments.classifier,
         _named("--constraint", arguments.constraint, "date=regex:[0-9-]+"),
         _named("--critic", arguments.critic, "polite=python:MODULE:NAME"),
+        _named("--prior", arguments.prior, "stories=stories.safetensors"),
     )
     if speculation is not None:
         check_draft(path, guided["additional_config"][OURS][KEY], arguments.max_model_len)

@@ -35,7 +35,7 @@ from .arguments import (
     unpacked,
 )
 from .constraints import EngineConstraints
-from .extras import OURS, constraints_of, critics_of, ours_of
+from .extras import OURS, constraints_of, critics_of, ours_of, priors_of
 from .further_models import models_of
 from .images import images_of
 from .request_guidance import RequestPrompt
@@ -162,6 +162,7 @@ def _limits_of(config: Any, tokenizer: Any) -> Limits:
         blocks=blocks - 1 - int(scheduling.watermark * blocks) if blocks else None,
         block_size=cache.block_size,
         why_no_populations=_why_no_populations(config),
+        priors=priors_of(config),
     )
 
 

@@ -158,11 +158,13 @@ class Settings:
         """Refuse what no request can carry, before an engine starts."""
         from textguide.logits_processors.vllm_plugin.adapters import BASE
         from textguide.logits_processors.vllm_plugin.engine import portable
+        from textguide.logits_processors.vllm_plugin.engine_priors import described
 
-        engine = {one: self.load.get(one) or {} for one in ("adapters", "constraints", "critics")}
+        engine = {one: self.load.get(one) or {} for one in ("adapters", "constraints", "critics", "priors")}
         adapters = [BASE.name, *engine["adapters"]] if engine["adapters"] else []
         try:
-            portable(guidance, (*self.models, *adapters), engine["constraints"], engine["critics"])
+            priors = described(engine["priors"])
+            portable(guidance, (*self.models, *adapters), engine["constraints"], engine["critics"], priors)
         except ValueError as error:
             raise ValueError(f"{name}: {error}; or backend='transformers'") from None
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import textguide
 from textguide.engine import branch_inputs
@@ -29,13 +31,16 @@ from textguide.guidance import (
     Guidance,
     InstructionContrastive,
     TokenPerturbation,
+    TokenPrior,
     split,
 )
 from textguide.guidance.base import BranchGuidance
 from textguide.guidance.catalogue import example
 from textguide.guidance.places import place
+from textguide.guidance.priors import Prior, PriorFile
 from textguide.logits_processors.vllm_plugin import validation
 from textguide.logits_processors.vllm_plugin.arguments import parse
+from textguide.logits_processors.vllm_plugin.engine_priors import described, named_prior
 from textguide.logits_processors.vllm_plugin.request_guidance import (
     BRANCH_IDS,
     Reading,
@@ -85,6 +90,8 @@ def params(guidance: Any, **more: Any) -> Any:
 
 def make(name: str) -> Guidance:
     """A usual setting; of one that reads a passage of the prompt, a passage that is there."""
+    if name == "token-prior":
+        return TokenPrior(2.0, prior={7: 0.2}, share=0.5)
     return ContextAware(2.0, context="gon") if name == "context-aware" else example(Guidance.registry[name])
 
 
@@ -384,3 +391,28 @@ def test_short_arguments_and_json_ask_for_the_same() -> None:
     assert spelled.guidance == CFG(2.0, stop=0.5)
     assert split(asked.guidance).branching == CFG(2.0, "ab", stop=0.5)
     assert parse(params(AWRS()), LIMITS, GIVEN) is None
+
+
+def test_priors_are_named_when_the_engine_starts(tmp_path: Path) -> None:
+    own = Prior(torch.randn(200), "tiny").save(tmp_path / "own.safetensors")
+    other = Prior(torch.randn(9), "other").save(tmp_path / "other.safetensors")
+    assert own.file is not None
+    assert other.file is not None
+    limits = replace(LIMITS, priors=described({"own": own.file, "other": other.file}))
+    asked = parse(params("token-prior:prior=own,scale=2"), limits, GIVEN)
+    assert asked is not None
+    assert asked.guidance == TokenPrior(2.0, prior=PriorFile(own.file, own.fingerprint))
+    assert asked.prompts == ()
+    assert Request.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
+    assert named_prior(TokenPrior(prior=own), limits.priors) == TokenPrior(prior="own")
+    with pytest.raises(ValueError, match=r"belongs to other \(9 tokens\), and this model has 200"):
+        parse(params("token-prior:prior=other"), limits, GIVEN)
+    files: list[Any] = [own.file, "/etc/passwd", "", {"file": own.file, "fingerprint": None}, own.to_dict()]
+    for value in files:
+        with pytest.raises(ValueError, match="prior"):
+            parse(params({"method": "token-prior", "prior": value}), limits, GIVEN)
+        composed = [{"method": "token-prior", "prior": value}, {"method": "caif", "classifier": "sentiment"}]
+        with pytest.raises(ValueError, match=r"prior|needs"):
+            parse(params(composed), limits, GIVEN)
+    with pytest.raises(ValueError, match=r"is not a prior of this engine, which has own, other, smollm2"):
+        named_prior(TokenPrior(prior=Prior(torch.zeros(9))), limits.priors)
