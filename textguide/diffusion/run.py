@@ -312,7 +312,7 @@ def _with_corrector_scale(guidance: Guidance | None, corrector: int) -> Guidance
     """
     if not corrector or guidance is None or guidance.is_neutral:
         return guidance
-    if not isinstance(guidance, Scaled) or type(guidance).mix is not Scaled.mix:
+    if not isinstance(guidance, Scaled) or not guidance.ignores_shifts:
         raise ValueError(
             f"corrector={corrector} draws tokens again at 2γ − 1, and {guidance.name} is not lu + γ (lc − lu); use "
             "CFG, or leave corrector 0"
