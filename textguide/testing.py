@@ -169,6 +169,8 @@ def check_branches(method: _Method) -> None:
 def check_shape(method: _Method) -> None:
     """Float scores (B, V), for any number of rows and tokens."""
     for rows, tokens in ((ROWS, TOKENS), (1, TOKENS), (ROWS, 2), (1, 1)):
+        if not _fits(method.guidance, tokens):
+            continue
         scores = _combine(method, method.log_probs(rows, tokens), method.step(rows))
         if not isinstance(scores, Tensor) or scores.shape != (rows, tokens):
             shape = tuple(scores.shape) if isinstance(scores, Tensor) else scores
@@ -180,6 +182,18 @@ def check_shape(method: _Method) -> None:
             )
         if not scores.is_floating_point():
             _fail(method.guidance, f"combine returns {scores.dtype}; return float scores")
+
+
+def _fits(guidance: Any, tokens: int) -> bool:
+    """Whether the guidance works with a vocabulary of this size; a token prior has its own size."""
+    check_vocabulary = getattr(guidance, "check_vocabulary", None)
+    if check_vocabulary is None:
+        return True
+    try:
+        check_vocabulary(tokens)
+    except ValueError:
+        return False
+    return True
 
 
 def check_finite(method: _Method) -> None:

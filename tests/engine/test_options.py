@@ -132,7 +132,7 @@ FIELDS: dict[str, Honoured | Refused | Harmless] = {
     "num_beam_groups": Refused(2),
     "constraints": Refused([object()]),
     "force_words_ids": Refused([[5]]),
-    "prefill_chunk_size": Refused(4),
+    "prefill_chunk_size": Honoured(4, changes=False),
     "_from_model_config": Harmless("a note"),
     "transformers_version": Harmless("a note"),
 }

@@ -20,15 +20,17 @@ from .oracles import settings
 
 NAMED = {3: 0.3, 5: 0.2, 8: 0.05, 0: 0.01}
 """Probabilities of some tokens, which fit the vocabularies of all tests: they have 11 tokens and more."""
+ONE = {0: 0.3}
+"""Fits any vocabulary: checks of a rule use two tokens and more."""
 IDS = [5, 9, 33, 7]
 
 settings(
-    TokenPrior(1.0, prior=NAMED),
-    TokenPrior(1.7, prior=NAMED),
-    TokenPrior(1.6, prior=NAMED, share=0.4),
-    TokenPrior(2.0, prior=NAMED, schedule="linear", start=0.3, stop=0.8),
-    TokenPrior(0.6, prior=NAMED, share=0.7, negative_prompt=[9, 9, 6, 3], renormalize=False),
-    TokenPrior(1.5, prior=NAMED, share=0.0),
+    TokenPrior(1.0, prior=ONE),
+    TokenPrior(1.7, prior=ONE),
+    TokenPrior(1.6, prior=ONE, share=0.4),
+    TokenPrior(2.0, prior=ONE, schedule="linear", start=0.3, stop=0.8),
+    TokenPrior(0.6, prior=ONE, share=0.7, negative_prompt=[9, 9, 6, 3], renormalize=False),
+    TokenPrior(1.5, prior=ONE, share=0.0),
 )
 
 

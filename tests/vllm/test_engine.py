@@ -154,12 +154,13 @@ PATTERN = Regex(r" (red|blue|[a-z]{2,8})( [a-z]+){0,2}\.", engine="xgrammar")
 def test_particles_are_resampled_as_they_are_on_transformers(llm, reference, guidance):
     options = {"max_new_tokens": 12, "temperature": 0.9}
     size = guidance[-1].particles
+    seed = 12  # with 11, a draw is so close to a boundary that it depends on the processor's rounding
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoParticleLeftWarning)
-        ours = textguide.generate(llm, None, PROMPTS, guidance, seed=11, **options)
+        ours = textguide.generate(llm, None, PROMPTS, guidance, seed=seed, **options)
         assert len(ours.texts) == len(PROMPTS) * size
         for number, prompt in enumerate(PROMPTS):
-            theirs = textguide.generate(*reference, [prompt], guidance, seed=11 + number * size, **options)
+            theirs = textguide.generate(*reference, [prompt], guidance, seed=seed + number * size, **options)
             rows = slice(number * size, number * size + size)
             assert ours.new_tokens[rows] == theirs.new_tokens
             assert ours.texts[rows] == theirs.texts

@@ -6,17 +6,19 @@ server.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...constraints import Regex, Vocabulary, resolve
+from ...constraints import JSONSchema, Regex, Vocabulary, resolve
 from ...guidance import as_guidance
 from ...guidance.base import parts_of
 from ...serving.compilers import Compilers
 from ...serving.errors import RefusedError
 from ...serving.limits import Limits
 from ...serving.rules import Rules
+from ...support.errors import MissingExtraError
 from ..constraints.resolve import automaton_of_canvas
 
 HANDLER = f"{__name__}:handler"
@@ -57,8 +59,10 @@ def handler(values: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], None]:
     vocabularies = (blank.with_ends(values["ends"]), blank)  # after a prompt, and in texts with masks
     forbidden = tuple(values["forbidden"])
     rules = Rules(Limits(**values["limits"]), tuple(values["named"]))
-    for vocabulary in vocabularies:
-        Regex("a").start(vocabulary)  # prepares the tokens for all jobs
+    for vocabulary in vocabularies:  # prepares the tokens for all jobs, and imports what they need
+        Regex("a").start(vocabulary)
+        with contextlib.suppress(MissingExtraError, ValueError):  # no token may begin a document
+            JSONSchema({"type": "integer"}).start(vocabulary)
 
     def compile_all(job: Mapping[str, Any]) -> None:
         for value in _constraints(job["field"], job["value"], rules):
