@@ -93,7 +93,7 @@ OTHERS = [
 def given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names that pages about one thing take as given, with small models behind them; texts that are not told how
     long to be are short."""
-    monkeypatch.setattr(generation, "LONGEST", 6)
+    monkeypatch.setattr(generation, "LONGEST", 12)  # a date has 11 tokens
     model, tokenizer = _load("smollm2")
     others = {name: _load(f"smollm2-small-{name}")[0] for name in ("positive", "negative")}
     prompts = ["The dragon flew over Paris,", "Once upon a time there"]

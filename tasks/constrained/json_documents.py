@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from textguide.constraints import Constraint, JSONSchema
+from textguide.constraints.json_schema.constraint import UnknownFormatWarning
 from textguide.support.errors import MissingExtraError
 
 from ..loaders import json_lines, local_file
@@ -54,12 +56,18 @@ class JSONDocuments(ConstrainedTask):
         found = []
         for row in rows:
             text = json.dumps(row["schema"], ensure_ascii=False)
-            if len(text) <= self.longest and usable(JSONSchema(row["schema"], self.whitespace)):
+            if len(text) <= self.longest and usable(self._schema(row["schema"])):
                 found.append(Item(row["id"], conversation(INSTRUCTION, EXAMPLES, text), row["schema"]))
         return found
 
     def constraint(self, item: Item) -> Constraint:
-        return JSONSchema(item.answer, self.whitespace)
+        return self._schema(item.answer)
+
+    def _schema(self, schema: Any) -> JSONSchema:
+        with warnings.catch_warnings():
+            # Collected schemas have formats of their own making, which no judge knows either.
+            warnings.simplefilter("ignore", UnknownFormatWarning)
+            return JSONSchema(schema, self.whitespace)
 
     def check(self, item: Item, text: str) -> dict[str, float]:
         try:

@@ -114,8 +114,12 @@ def test_constraints_and_weights(model_folder: str, loaded: Any) -> None:
             together, new_tokens=together.new_tokens[rows_of], log_weights=together.log_weights[rows_of]
         ).weighted_sample(11)
         assert [together.weighted_sample_of(place, 11) - 4 * place] == alike
+    long = Regex("[a-f]{40}")
+    impossible = Replica(settings(model_folder, guidance=AWRS(long, particles=2))).results(0, rows)
+    assert all("raise max_new_tokens" in row["error"] for row in impossible)
+    blind = AWRS(long, particles=2, lookahead=None)
     with pytest.warns(NoParticleLeftWarning):
-        nothing = Replica(settings(model_folder, guidance=AWRS(Regex("[a-f]{40}"), particles=2))).results(0, rows)
+        nothing = Replica(settings(model_folder, guidance=blind)).results(0, rows)
     assert all("every particle" in row["error"] for row in nothing)
 
 

@@ -413,7 +413,7 @@ def test_by_keyboard_alone(open_page: Any) -> None:
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_every_tab_can_be_used_by_all(open_page: Any, size: dict[str, int], scheme: str) -> None:
     seen = open_page(viewport=size, color_scheme=scheme)
-    for name, shorter in (("Write", 5), ("Constrain", 8), ("Diffuse", None), ("Caption", 6)):
+    for name, shorter in (("Write", 5), ("Constrain", 12), ("Diffuse", None), ("Caption", 6)):
         panel = seen.tab(name)
         assert serious(seen.page) == [], (name, "before")
         seen.go(shorter)
