@@ -25,10 +25,10 @@ needs_data = pytest.mark.skipif(not DATA, reason="TEXTGUIDE_DATA is not set: the
 BYTES = Vocabulary((b"", *(bytes([byte]) for byte in range(256))), frozenset([0]))
 
 
-def wander(constraint: Constraint, seed: int, steps: int = 60) -> str | None:
+def wander(constraint: Constraint, seed: int, steps: int = 60, vocabulary: Vocabulary = BYTES) -> str | None:
     """A random complete text: short ones are likely, for the end is as likely as the rest together."""
     rng = random.Random(seed)
-    session: Session = constraint.start(BYTES)
+    session: Session = constraint.start(vocabulary)
     for _ in range(steps):
         mask = session.mask()
         assert mask is not None
@@ -59,11 +59,13 @@ def test_items(name: str) -> None:
     assert set(bad.values()) == {0.0}
 
 
-def judged(task: constrained.ConstrainedTask, measure: str, seeds: int, items: slice) -> tuple[int, list[Any]]:
+def judged(
+    task: constrained.ConstrainedTask, measure: str, seeds: int, items: slice, steps: int = 60
+) -> tuple[int, list[Any]]:
     checked, wrong = 0, []
     for item in task.items()[items]:
         for seed in range(seeds):
-            text = wander(task.constraint(item), seed)
+            text = wander(task.constraint(item), seed, steps)
             if text is not None:
                 checked += 1
                 if task.check(item, text)[measure] != 1.0:
@@ -80,7 +82,7 @@ def test_texts_of_the_pattern_engine_match_for_the_judge() -> None:
 
 @needs_data
 def test_documents_of_the_schema_engine_are_valid_for_the_judge() -> None:
-    checked, wrong = judged(constrained.JSONDocuments(), "valid", 1, slice(None))
+    checked, wrong = judged(constrained.JSONDocuments(), "valid", 1, slice(None), steps=150)
     assert wrong == []
     assert checked > 30
 
@@ -104,7 +106,24 @@ def test_queries_of_the_grammar_run() -> None:
 @needs_data
 def test_queries_whose_columns_are_scoped_run() -> None:
     task = constrained.TextToSQL(scoped=True)
-    texts = [wander(task.constraint(task.items()[0]), seed, steps=300) for seed in range(25)]
+    # Words instead of bytes, because almost no random letters are a name of the database.
+    words = ["SELECT ", "count(*) ", "DISTINCT ", "name ", "age ", "singer.age ", "T1.name ", "singer_id ", ", ", "1 "]
+    words += [
+        "FROM ",
+        "singer ",
+        "stadium ",
+        "AS T1 ",
+        "JOIN ",
+        "ON ",
+        "WHERE ",
+        "= ",
+        "> ",
+        "AND ",
+        "ORDER BY ",
+        "LIMIT ",
+    ]
+    vocabulary = Vocabulary((b"", *(word.encode() for word in words)), frozenset([0]))
+    texts = [wander(task.constraint(task.items()[0]), seed, 40, vocabulary) for seed in range(100)]
     written = [text for text in texts if text is not None]
     assert written
     for text in written:

@@ -39,10 +39,12 @@ from textguide import (
     Speculation,
     SpeculationReport,
     StreamChunk,
+    TokenPrior,
     __version__,
     caption,
     distill,
     eager,
+    estimate_prior,
     evidence,
     explain,
     generate,
@@ -71,7 +73,14 @@ def rules() -> list[Guidance]:
         LMGuidance(2.0),
         PowerSampling(2.0, 4),
         Reward("sentiment", 5.0),
+        TokenPrior(2.0, prior={5: 0.1}),
     ]
+
+
+def own_prior() -> TokenPrior:
+    """A constant branch that is estimated from texts."""
+    model, tokenizer = load("smollm2")
+    return TokenPrior(2.0, prior=estimate_prior(model, tokenizer, PROMPTS))
 
 
 def texts() -> GenerateResult:

@@ -534,11 +534,13 @@ def read_padded(
     columns = positions
 
     def read(start: int, end: int, last: int) -> Tensor:
+        # Embeddings instead of tokens have columns in the mask, and no tokens: they are read in one pass.
+        in_one_pass = start == 0 and end == ids.shape[1]
         return known.read(
             ids[:, start:end],
             cache,
-            mask=None if mask is None else mask[:, :end],
-            positions=columns[..., start:end],
+            mask=mask if mask is None or in_one_pass else mask[:, :end],
+            positions=columns if in_one_pass else columns[..., start:end],
             keep=last,
             first=start == 0,
             inputs=_inputs_up_to(extra, end),
