@@ -184,7 +184,7 @@ def check_shape(method: _Method) -> None:
             _fail(method.guidance, f"combine returns {scores.dtype}; return float scores")
 
 
-def _fits(guidance: Any, tokens: int) -> bool:
+def _fits(guidance: Guidance, tokens: int) -> bool:
     """Whether the guidance works with a vocabulary of this size; a token prior has its own size."""
     check_vocabulary = getattr(guidance, "check_vocabulary", None)
     if check_vocabulary is None:
