@@ -51,7 +51,7 @@ def ranges_of(text: str, flags: str, wide: bool) -> list[Range]:
 
 def expression(expressions: Expressions, ranges: list[Range]) -> Node:
     """The expression of one character in ``ranges``, as its bytes."""
-    return _trie(expressions, [sequence for low, high in ranges for sequence in _sequences(low, high)])
+    return _trie(expressions, [sequence for low, high in ranges for sequence in sequences(low, high)])
 
 
 def _ranges(codes: Iterable[int]) -> Iterator[Range]:
@@ -72,7 +72,7 @@ def _beyond_ascii() -> str:
     return "".join(map(chr, (*range(0x80, 0xD800), *range(0xE000, LAST + 1))))
 
 
-def _sequences(low: int, high: int) -> Iterator[list[Range]]:
+def sequences(low: int, high: int) -> Iterator[list[Range]]:
     """Sequences of byte ranges that cover the encodings of ``low`` to ``high``; surrogates have none."""
     for size, (first, last) in zip((0, 1, 2, 2, 3), _SIZES, strict=True):
         if low <= last and high >= first:

@@ -7,7 +7,8 @@ An expression has finitely many derivatives if unions are sorted, and they are t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import heapq
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -70,6 +71,25 @@ class ByteAutomaton:
             if (nearer == distances).all():
                 return distances
             distances = nearer
+
+    def has_other(self, state: int, texts: Collection[bytes]) -> bool:
+        """Whether a text besides these completes a text from ``state``; the shortest ones are tried first."""
+        excluded = set(texts)
+        waiting = [(int(self.distances[state]), b"", state)]
+        while waiting:
+            _, text, state = heapq.heappop(waiting)
+            if state == self.dead:
+                continue
+            if self.accepting[state] and text not in excluded:
+                return True
+            if not any(other.startswith(text) for other in excluded):
+                return True  # each text from here on is another one
+            for byte in range(256):
+                after = int(self.moves[state, byte])
+                if after != self.dead:
+                    longer = text + bytes([byte])
+                    heapq.heappush(waiting, (len(longer) + int(self.distances[after]), longer, after))
+        return False
 
     def shortest(self, state: int) -> bytes:
         """The shortest text that completes a text from a state that is not dead; alphanumeric bytes are preferred."""

@@ -8,15 +8,18 @@ does not decide is validated by the library when the value ends.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Collection, Iterable, Iterator, Set
 from functools import cached_property
 from typing import Any
 
+from ..automata.characters import Range
 from ..automata.expressions import ByteAutomaton
 from . import ecma_patterns, formats
+from .escapes import may_read_one, readable, starts_with_one
 from .nodes import Choice, Node, kind_of
 from .numbers import NumberRange, exactly, fraction_of, may_become
 
+Following = tuple[Range, ...] | None
 MOST_PLANS = 64
 """Plans for one value; further alternatives are left to the library."""
 _DECIDED: dict[str, set[str]] = {
@@ -172,16 +175,17 @@ class StringPlan(Plan):
             after.append(state)
         return tuple(after)
 
-    def may_start_with(self, text: bytes, length: int) -> bool:
+    def may_start_with(self, text: bytes, length: int, following: Following = None) -> bool:
         """Whether the length and the listed values allow a string that starts with ``text``.
 
         Args:
             text: UTF-8, which may end inside a character.
             length: characters, including an incomplete one.
+            following: code points of which one must follow, as ranges; None: the text may also end.
         """
         if self.longest is not None and length > self.longest:
             return False
-        return self.values is None or any(value.startswith(text) for value in self.values)
+        return self.values is None or any(_continues(value, text, following) for value in self.values)
 
     def accepts(self, value: Any, key: Any) -> bool:
         length = len(value)
@@ -356,18 +360,29 @@ class ObjectPlan(Plan):
             self._properties[name] = tuple(dict.fromkeys(found))
         return self._properties[name]
 
-    def may_have_name(self, begun: bytes, length: int, used: Set[str]) -> bool:
-        """Whether a name that starts with ``begun`` may follow, besides the names that are used."""
+    def may_have_name(self, begun: bytes, length: int, used: Set[str], following: Following = None) -> bool:
+        """Whether a name that starts with ``begun`` may follow, besides the names that are used.
+
+        Args:
+            begun: UTF-8, which may end inside a character.
+            length: characters, including an incomplete one.
+            used: names of other properties.
+            following: code points of which one must follow ``begun``, as ranges; None: the name may also end.
+        """
         if self.most is not None and len(used) >= self.most:
             return False
-        if self.names and not any(_may_be_name(plan, begun, length) for plan in self.key_plans):
+        rests = [name[len(begun) :] for name in map(_as_bytes, used) if name.startswith(begun)]
+        if self.names and not any(_may_be_name(plan, begun, length, rests, following) for plan in self.key_plans):
             return False
         if not self.all_closed:
             return True
         for name in self.listed:
-            if name.startswith(begun) and name.decode("utf-8", "surrogatepass") not in used:
+            if _continues(name, begun, following) and name.decode("utf-8", "surrogatepass") not in used:
                 return True
-        return all(any(_may_match(pattern, begun) for pattern in patterns) for patterns in self.patterns_of_closed)
+        for patterns in self.patterns_of_closed:
+            if not any(_may_match(pattern, begun, rests, following) for pattern in patterns):
+                return False
+        return True
 
     def has_any_name(self, used: Set[str]) -> bool:
         """Whether the next property may have any name that is not used."""
@@ -421,10 +436,32 @@ def _patterns(node: Node) -> Iterator[str]:
         yield from other.patterns()
 
 
-def _may_match(pattern: str, begun: bytes) -> bool:
-    """Whether a text that starts with ``begun`` may match a pattern."""
+def _continues(text: bytes, begun: bytes, following: Following) -> bool:
+    """Whether a text starts with ``begun``, and then with one of the following characters."""
+    if not text.startswith(begun):
+        return False
+    return following is None or starts_with_one(text[len(begun) :], following)
+
+
+def _as_bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogatepass")
+
+
+def _may_match(pattern: str, begun: bytes, used: Collection[bytes], following: Following) -> bool:
+    """Whether a text that starts with ``begun``, and does not go on like those that are used, may match a pattern."""
     automaton = ecma_patterns.automaton_of(pattern)
-    return automaton is None or automaton.run(automaton.start, begun) != automaton.dead
+    if automaton is None:
+        return True
+    state = automaton.run(automaton.start, begun)
+    if following is None:
+        return automaton.has_other(state, used) if used else state != automaton.dead
+    if not used:
+        return may_read_one((automaton,), (state,), following)
+    for character, (after,) in readable((automaton,), (state,), following):
+        rests = [text[len(character) :] for text in used if text.startswith(character)]
+        if automaton.has_other(after, rests):
+            return True
+    return False
 
 
 def _unevaluated_property(node: Node, name: str) -> list[Node]:
@@ -439,9 +476,19 @@ def _unevaluated_property(node: Node, name: str) -> list[Node]:
     return [unevaluated]
 
 
-def _may_be_name(plan: Plan, begun: bytes, length: int) -> bool:
+def _may_be_name(plan: Plan, begun: bytes, length: int, used: Collection[bytes], following: Following) -> bool:
     assert isinstance(plan, StringPlan)
-    return plan.may_start_with(begun, length) and plan.run(plan.start, begun) is not None
+    if not plan.may_start_with(begun, length, following):
+        return False
+    if plan.values is not None and used:
+        rests = [value[len(begun) :] for value in plan.values if _continues(value, begun, following)]
+        return any(rest not in used for rest in rests)
+    states = plan.run(plan.start, begun)
+    if states is None:
+        return False
+    if used and len(states) == 1 and not plan.automata[0].has_other(states[0], used):
+        return False
+    return following is None or may_read_one(plan.automata, states, following)
 
 
 # -- plans of schemas --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..automata.expressions import ByteAutomaton
 from ..utf8 import whole_characters
+from .escapes import characters_after, characters_in_name_after, escaped, is_needless, may_read_one
 from .nodes import Node
 from .numbers import number_of
 from .plans import ArrayPlan, NumberPlan, ObjectPlan, Plan, StringPlan, plans
@@ -315,11 +316,13 @@ class Reader:
 
     def _with_escape(self, state: State, byte: int) -> State | None:
         tail = state.tail + bytes([byte])
-        character = _escaped(tail)
+        character = escaped(tail)
         if character is None:
             return None
         if not character:
             return state._replace(tail=tail)
+        if state.is_key and is_needless(character):
+            return None
         return self._with_characters(state._replace(tail=b""), character)
 
     def _with_characters(self, state: State, characters: str) -> State | None:
@@ -337,22 +340,30 @@ class Reader:
 
     def _string_may_go_on(self, state: State) -> bool:
         """Whether an unfinished string may become a valid one."""
-        is_escape = state.tail[:1] == b"\\"
-        begun = state.text.encode("utf-8", "surrogatepass") + (b"" if is_escape else state.tail)
+        begun = state.text.encode("utf-8", "surrogatepass")
         length = len(state.text) + bool(state.tail)
+        following = None
+        if state.tail[:1] == b"\\":
+            following = characters_in_name_after(state.tail) if state.is_key else characters_after(state.tail)
+        else:
+            begun += state.tail
         if state.is_key:
             frame = state.frame
             assert frame is not None
             return any(
-                isinstance(branch.plan, ObjectPlan) and branch.plan.may_have_name(begun, length, frame.keys)
+                isinstance(branch.plan, ObjectPlan) and branch.plan.may_have_name(begun, length, frame.keys, following)
                 for branch in frame.branches
             )
         for branch in state.branches:
             plan = branch.plan
             assert isinstance(plan, StringPlan)
-            if not plan.may_start_with(begun, length):
+            if not plan.may_start_with(begun, length, following):
                 continue
-            if is_escape or not state.tail or plan.run(branch.states, state.tail) is not None:
+            if following is None:
+                states = plan.run(branch.states, state.tail)
+                if states is not None:
+                    return True
+            elif may_read_one(plan.automata, branch.states, following):
                 return True
         return False
 
@@ -383,7 +394,7 @@ def stays_inside_string(added: bytes) -> bool:
     for byte in added:
         character = bytes([byte])
         if tail[:1] == b"\\" or (character == b"\\" and not tail):
-            decoded = _escaped(tail + character)
+            decoded = escaped(tail + character)
             if decoded is None:
                 return False
             tail = b"" if decoded else tail + character
@@ -424,36 +435,6 @@ def _number() -> Any:
     import regex
 
     return regex.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
-
-
-_SIMPLE_ESCAPES = {
-    b"\\b": "\b", b"\\f": "\f", b"\\n": "\n", b"\\r": "\r", b"\\t": "\t", b'\\"': '"', b"\\/": "/", b"\\\\": "\\",
-}  # fmt: skip
-
-
-@lru_cache(maxsize=1)
-def _escape() -> Any:
-    """One character that is not a surrogate, or a pair of surrogates."""
-    import regex
-
-    digit = "[0-9a-fA-F]"
-    single = f"(?:[0-9a-ce-fA-CE-F]{digit}{{3}}|[dD][0-7]{digit}{{2}})"
-    pair = rf"[dD][89abAB]{digit}{{2}}\\u[dD][c-fC-F]{digit}{{2}}"
-    return regex.compile(rf'\\(?:["\\/bfnrt]|u(?:{single}|{pair}))'.encode())
-
-
-@lru_cache(maxsize=1 << 14)
-def _escaped(text: bytes) -> str | None:
-    """The character of an escape; empty if the escape is unfinished, None if there is no such escape."""
-    match = _escape().fullmatch(text, partial=True)
-    if match is None:
-        return None
-    if match.partial:
-        return ""
-    if text in _SIMPLE_ESCAPES:
-        return _SIMPLE_ESCAPES[text]
-    units = bytes.fromhex("".join(text.decode().split("\\u")))
-    return units.decode("utf-16-be")
 
 
 def _valid_length(tail: bytes, added: bytes) -> int:

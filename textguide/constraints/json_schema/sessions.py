@@ -39,6 +39,7 @@ class TokenIndex:
         lengths: the number of characters of each of these, (P,).
         stays_inside: whether an unrestricted string is still open after each byte string, bool (U,).
         has_quote: whether each contains a quotation mark, bool (U,).
+        has_escape: whether each contains a backslash, bool (U,).
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -65,6 +66,7 @@ class TokenIndex:
         self._vectors: OrderedDict[tuple[int, int], tuple[ByteAutomaton, Bits]] = OrderedDict()
         self.stays_inside = self.is_plain.copy()
         self.has_quote = np.array([b'"' in text for text in texts], dtype=bool)
+        self.has_escape = np.array([b"\\" in text for text in texts], dtype=bool)
         for number in np.flatnonzero(~self.is_plain):
             self.stays_inside[number] = stays_inside_string(texts[number])
 
@@ -215,8 +217,11 @@ class DocumentSession(Session):
         rest = possible
         if self._state.expects == STRING and not self._state.tail:
             if self._is_free():
-                allowed = possible & index.stays_inside
-                rest = possible & index.has_quote & ~index.stays_inside
+                stays_inside = index.stays_inside
+                if self._state.is_key:  # not every escape is allowed in a name
+                    stays_inside = stays_inside & ~index.has_escape
+                allowed = possible & stays_inside
+                rest = possible & (index.has_quote | index.has_escape) & ~stays_inside
             else:
                 allowed[index.plain] = self._inside(index)
                 allowed &= possible
@@ -289,6 +294,8 @@ def _inside_name(index: TokenIndex, plan: ObjectPlan, begun: bytes, length: int,
             states = key_plan.run(key_plan.start, begun)
             if states is not None:
                 found |= _inside_string(index, key_plan, states, begun, length)
+    if plan.names or plan.all_closed:
+        found &= _inside_unused(index, plan, begun, length, used)
     if not plan.all_closed:
         return found
     unused = [name for name in plan.listed if name.startswith(begun) and name.decode() not in used]
@@ -297,6 +304,19 @@ def _inside_name(index: TokenIndex, plan: ObjectPlan, begun: bytes, length: int,
     for patterns in plan.patterns_of_closed:
         by_pattern &= _inside_patterns(index, patterns, begun)
     return found & (listed | by_pattern)
+
+
+def _inside_unused(
+    index: TokenIndex, plan: ObjectPlan, begun: bytes, length: int, used: set[str] | frozenset[str]
+) -> Bits:
+    """Not those after which only names are left that are used, (P,)."""
+    found = np.ones(len(index.plain), dtype=bool)
+    rests = [name.encode("utf-8", "surrogatepass") for name in used]
+    rests = [name[len(begun) :] for name in rests if name.startswith(begun)]
+    for place in np.flatnonzero(index.starts_of(rests)):
+        text = index.table.texts[index.plain[place]]
+        found[place] = plan.may_have_name(begun + text, length + int(index.lengths[place]), used)
+    return found
 
 
 def _inside_patterns(index: TokenIndex, patterns: Sequence[str], begun: bytes) -> Bits:
