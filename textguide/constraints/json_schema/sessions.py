@@ -18,7 +18,7 @@ from ..engines.session import MaskCache, TokenTable
 from ..utf8 import whole_characters
 from ..vocabulary import Vocabulary
 from . import ecma_patterns
-from .plans import ObjectPlan, StringPlan
+from .plans import ObjectPlan, Plan, StringPlan
 from .reader import STRING, Reader, State, stays_inside_string
 
 MOST_STATES = 1 << 14
@@ -288,12 +288,7 @@ def _inside_name(index: TokenIndex, plan: ObjectPlan, begun: bytes, length: int,
     if plan.most is not None and len(used) >= plan.most:
         return ~found
     if plan.names:
-        found[:] = False
-        for key_plan in plan.key_plans:
-            assert isinstance(key_plan, StringPlan)
-            states = key_plan.run(key_plan.start, begun)
-            if states is not None:
-                found |= _inside_string(index, key_plan, states, begun, length)
+        found = _inside_one_of(index, plan.key_plans, begun, length)
     if plan.names or plan.all_closed:
         found &= _inside_unused(index, plan, begun, length, used)
     if not plan.all_closed:
@@ -304,6 +299,17 @@ def _inside_name(index: TokenIndex, plan: ObjectPlan, begun: bytes, length: int,
     for patterns in plan.patterns_of_closed:
         by_pattern &= _inside_patterns(index, patterns, begun)
     return found & (listed | by_pattern)
+
+
+def _inside_one_of(index: TokenIndex, plans: Sequence[Plan], begun: bytes, length: int) -> Bits:
+    """Which plain byte strings may continue a string of one of the plans, (P,)."""
+    found = np.zeros(len(index.plain), dtype=bool)
+    for plan in plans:
+        assert isinstance(plan, StringPlan)
+        states = plan.run(plan.start, begun)
+        if states is not None:
+            found |= _inside_string(index, plan, states, begun, length)
+    return found
 
 
 def _inside_unused(
