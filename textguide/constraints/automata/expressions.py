@@ -91,6 +91,19 @@ class ByteAutomaton:
                     heapq.heappush(waiting, (len(longer) + int(self.distances[after]), longer, after))
         return False
 
+    @cached_property
+    def characters(self) -> NDArray[np.int64]:
+        """The smallest number of characters that complete UTF-8 text from each state, (S + 1,), without the rest of an
+        incomplete one."""
+        cost = np.ones(256, dtype=np.int64)
+        cost[0x80:0xC0] = 0  # later bytes of a character
+        characters = np.where(self.accepting, 0, np.iinfo(np.int64).max // 2)
+        while True:
+            fewer = np.minimum(characters, (characters[self.moves] + cost).min(axis=1))
+            if (fewer == characters).all():
+                return characters
+            characters = fewer
+
     def shortest(self, state: int) -> bytes:
         """The shortest text that completes a text from a state that is not dead; alphanumeric bytes are preferred."""
         text = bytearray()

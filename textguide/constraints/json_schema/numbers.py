@@ -47,10 +47,6 @@ class NumberRange(NamedTuple):
         """Whether every number is in the range."""
         return self == NumberRange()
 
-    def is_same_number(self, other: NumberRange) -> bool:
-        """Whether both ranges contain the same single number."""
-        return self.low is not None and self.low == self.high == other.low == other.high
-
     def both(self, other: NumberRange) -> NumberRange:
         """The numbers that are in two ranges."""
         low, excludes_low = self.low, self.excludes_low
@@ -81,6 +77,21 @@ class NumberRange(NamedTuple):
         while needed < len(decimals) and (unit * 10**needed).denominator != 1:
             needed += 1
         return len(decimals) > needed + MOST_ZEROS and decimals.endswith("0" * (MOST_ZEROS + 1))
+
+    def without(self, value: Fraction) -> list[NumberRange]:
+        """Ranges of the other numbers.
+
+        A range without two bounds is not split, because a number with a bound has fewer spellings, and because such a
+        range always has other numbers that start in the same way.
+        """
+        if self.low is None or self.high is None:
+            return [self]
+        low, high = self.low, self.high
+        if not low <= value <= high:
+            return [self]
+        below = self._replace(high=value, excludes_high=True)
+        above = self._replace(low=value, excludes_low=True)
+        return [one for one in (below, above) if one.has_one_in(low, None)]
 
     def has_one_in(self, start: Fraction, end: Fraction | None) -> bool:
         """Whether a number from ``start``, included, to ``end``, excluded (None: no end), is in the range."""

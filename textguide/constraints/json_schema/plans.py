@@ -17,7 +17,7 @@ from ..automata.expressions import ByteAutomaton
 from . import ecma_patterns, formats
 from .escapes import may_read_one, readable, starts_with_one
 from .nodes import Choice, Node, kind_of
-from .numbers import NumberRange, exactly, fraction_of, may_become
+from .numbers import NumberRange, fraction_of, may_become
 
 Following = tuple[Range, ...] | None
 MOST_PLANS = 64
@@ -104,8 +104,10 @@ class NumberPlan(Plan):
                 self.ranges = [one.both(value) for one in self.ranges for value in node.number_values]
 
     def without(self, values: list[Any]) -> Plan | None:
-        numbers = [exactly(fraction_of(value)) for value in values if kind_of(value) == "number"]
-        kept = [one for one in self.ranges if not any(one.is_same_number(number) for number in numbers)]
+        kept = self.ranges
+        for value in values:
+            if kind_of(value) == "number":
+                kept = [part for one in kept for part in one.without(fraction_of(value))]
         return _changed(self, "ranges", kept) if kept else None
 
     @property
@@ -174,6 +176,19 @@ class StringPlan(Plan):
                 return None
             after.append(state)
         return tuple(after)
+
+    def has_room(self, states: tuple[int, ...], length: int) -> bool:
+        """Whether what the automata still need fits into the length, after ``length`` characters."""
+        if self.longest is None:
+            return True
+        pairs = zip(self.automata, states, strict=True)
+        return all(length + int(automaton.characters[state]) <= self.longest for automaton, state in pairs)
+
+    def may_read_one(self, states: tuple[int, ...], length: int, ranges: tuple[Range, ...]) -> bool:
+        """Whether the next character may be one in ``ranges``, which makes ``length`` characters."""
+        if self.longest is None:
+            return may_read_one(self.automata, states, ranges)
+        return any(self.has_room(after, length) for _, after in readable(self.automata, states, ranges))
 
     def may_start_with(self, text: bytes, length: int, following: Following = None) -> bool:
         """Whether the length and the listed values allow a string that starts with ``text``.
@@ -369,8 +384,9 @@ class ObjectPlan(Plan):
             used: names of other properties.
             following: code points of which one must follow ``begun``, as ranges; None: the name may also end.
         """
-        if self.most is not None and len(used) >= self.most:
-            return False
+        missing = self.only_names(used)
+        if missing is not None:
+            return any(_continues(name, begun, following) for name in missing)
         rests = [name[len(begun) :] for name in map(_as_bytes, used) if name.startswith(begun)]
         if self.names and not any(_may_be_name(plan, begun, length, rests, following) for plan in self.key_plans):
             return False
@@ -379,14 +395,20 @@ class ObjectPlan(Plan):
         for name in self.listed:
             if _continues(name, begun, following) and name.decode("utf-8", "surrogatepass") not in used:
                 return True
-        for patterns in self.patterns_of_closed:
-            if not any(_may_match(pattern, begun, rests, following) for pattern in patterns):
-                return False
-        return True
+        return all(_may_match(patterns, begun, rests, following) for patterns in self.patterns_of_closed)
 
     def has_any_name(self, used: Set[str]) -> bool:
         """Whether the next property may have any name that is not used."""
-        return not self.names and not self.all_closed and (self.most is None or len(used) < self.most)
+        return not self.names and not self.all_closed and self.only_names(used) is None
+
+    def only_names(self, used: Set[str]) -> list[bytes] | None:
+        """The names that are missing if there is no room for others, none if the object is full; None: there is."""
+        if self.most is None:
+            return None
+        if len(used) >= self.most:
+            return []
+        missing = [_as_bytes(name) for name in self.required if name not in used]
+        return missing if missing and len(used) + len(missing) >= self.most else None
 
     def may_end_with(self, used: Set[str]) -> bool:
         """Whether the names that are missing fit into an object that has these."""
@@ -447,7 +469,11 @@ def _as_bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogatepass")
 
 
-def _may_match(pattern: str, begun: bytes, used: Collection[bytes], following: Following) -> bool:
+def _may_match(patterns: Iterable[str], begun: bytes, used: Collection[bytes], following: Following) -> bool:
+    return any(_may_match_one(pattern, begun, used, following) for pattern in patterns)
+
+
+def _may_match_one(pattern: str, begun: bytes, used: Collection[bytes], following: Following) -> bool:
     """Whether a text that starts with ``begun``, and does not go on like those that are used, may match a pattern."""
     automaton = ecma_patterns.automaton_of(pattern)
     if automaton is None:
@@ -486,9 +512,11 @@ def _may_be_name(plan: Plan, begun: bytes, length: int, used: Collection[bytes],
     states = plan.run(plan.start, begun)
     if states is None:
         return False
+    if following is None and not plan.has_room(states, length):
+        return False
     if used and len(states) == 1 and not plan.automata[0].has_other(states[0], used):
         return False
-    return following is None or may_read_one(plan.automata, states, following)
+    return following is None or plan.may_read_one(states, length, following)
 
 
 # -- plans of schemas --------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..automata.expressions import ByteAutomaton
 from ..utf8 import whole_characters
-from .escapes import characters_after, characters_in_name_after, escaped, is_needless, may_read_one
+from .escapes import characters_after, characters_in_name_after, escaped, is_needless
 from .nodes import Node
 from .numbers import number_of
 from .plans import ArrayPlan, NumberPlan, ObjectPlan, Plan, StringPlan, plans
@@ -361,9 +361,9 @@ class Reader:
                 continue
             if following is None:
                 states = plan.run(branch.states, state.tail)
-                if states is not None:
+                if states is not None and plan.has_room(states, length):
                     return True
-            elif may_read_one(plan.automata, branch.states, following):
+            elif plan.may_read_one(branch.states, length, following):
                 return True
         return False
 

@@ -63,7 +63,7 @@ class TokenIndex:
         for row, place in enumerate(by_size):
             text = texts[plain[place]]
             self._bytes[row, : len(text)] = np.frombuffer(text, dtype=np.uint8)
-        self._vectors: OrderedDict[tuple[int, int], tuple[ByteAutomaton, Bits]] = OrderedDict()
+        self._vectors: OrderedDict[tuple[int, int], tuple[ByteAutomaton, NDArray[np.int32]]] = OrderedDict()
         self.stays_inside = self.is_plain.copy()
         self.has_quote = np.array([b'"' in text for text in texts], dtype=bool)
         self.has_escape = np.array([b"\\" in text for text in texts], dtype=bool)
@@ -72,6 +72,10 @@ class TokenIndex:
 
     def alive(self, automaton: ByteAutomaton, state: int) -> Bits:
         """Which plain byte strings an automaton can read from a state without dying, (P,)."""
+        return self.states_after(automaton, state) != automaton.dead
+
+    def states_after(self, automaton: ByteAutomaton, state: int) -> NDArray[np.int32]:
+        """The state of an automaton after each plain byte string, (P,)."""
         key = (id(automaton), state)
         known = self._vectors.get(key)
         if known is not None and known[0] is automaton:
@@ -80,12 +84,12 @@ class TokenIndex:
         states = np.full(len(self.plain), state, dtype=np.int32)
         for column, count in enumerate(self._counts):
             states[:count] = automaton.moves[states[:count], self._bytes[:count, column]]
-        alive = np.zeros(len(self.plain), dtype=bool)
-        alive[self._by_size] = states != automaton.dead
-        self._vectors[key] = (automaton, alive)
+        after = np.empty(len(self.plain), dtype=np.int32)
+        after[self._by_size] = states
+        self._vectors[key] = (automaton, after)
         while len(self._vectors) > MOST_VECTORS:
             self._vectors.popitem(last=False)
-        return alive
+        return after
 
     def starts_of(self, texts: Sequence[bytes]) -> Bits:
         """Which plain byte strings one of these texts starts with, (P,)."""
@@ -277,7 +281,11 @@ def _inside_string(index: TokenIndex, plan: StringPlan, states: Sequence[int], b
     if plan.values is not None:
         found &= index.starts_of([value[len(begun) :] for value in plan.values if value.startswith(begun)])
     for automaton, state in zip(plan.automata, states, strict=True):
-        found &= index.alive(automaton, state)
+        if plan.longest is None:
+            found &= index.alive(automaton, state)
+        else:
+            needed = automaton.characters[index.states_after(automaton, state)]
+            found &= length + index.lengths + needed <= plan.longest
     return found
 
 
@@ -285,8 +293,9 @@ def _inside_name(index: TokenIndex, plan: ObjectPlan, begun: bytes, length: int,
     """As :meth:`ObjectPlan.may_have_name`, for every plain byte string."""
     assert isinstance(used, (set, frozenset))
     found = np.ones(len(index.plain), dtype=bool)
-    if plan.most is not None and len(used) >= plan.most:
-        return ~found
+    missing = plan.only_names(used)
+    if missing is not None:
+        return index.starts_of([name[len(begun) :] for name in missing if name.startswith(begun)])
     if plan.names:
         found = _inside_one_of(index, plan.key_plans, begun, length)
     if plan.names or plan.all_closed:

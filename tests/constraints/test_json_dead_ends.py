@@ -1,4 +1,4 @@
-"""Escapes in JSON strings: an unfinished one is only allowed if a character that it may become is allowed."""
+"""Beginnings of JSON documents: each one that is allowed can be completed, with escapes too."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ pytest.importorskip("llguidance")
 
 from textguide.constraints import JSONSchema, Vocabulary
 from textguide.constraints.json_schema.escapes import characters_after, escaped
+
+from .json_documents import SCHEMAS
 
 BYTES = Vocabulary((b"", *(bytes([byte]) for byte in range(256))), frozenset([0]))
 CLOSED = {
@@ -86,6 +88,29 @@ def test_every_beginning_can_be_completed(schema: Any) -> None:
 )
 def test_names_with_escapes(text: bytes, allowed: bool) -> None:
     assert JSONSchema(CLOSED).start(BYTES).is_prefix(text) is allowed
+
+
+NO_DEAD_ENDS = ["any order", "not", "uniqueItems", "propertyNames", "format email", "format date", "decimal range"]
+
+
+@pytest.mark.parametrize("name", NO_DEAD_ENDS)
+def test_walks_end(name: str) -> None:
+    """Names, numbers and formats that would leave nothing are not begun."""
+    finished = 0
+    for seed in range(12):
+        rng = random.Random(seed)
+        session = JSONSchema(SCHEMAS[name], whitespace="none").start(BYTES)
+        for _ in range(120):
+            mask = session.mask()
+            assert mask is not None
+            assert mask.any(), session.text
+            tokens = [token for token in mask.nonzero().flatten().tolist() if token]
+            if mask[0]:
+                finished += 1
+                break
+            usual = [token for token in tokens if chr(token - 1) in '"}],:0123459abcdnx']
+            session.advance(rng.choice(usual if usual and rng.random() < 0.9 else tokens))
+    assert finished > 6
 
 
 def test_needless_escapes_are_allowed_in_values_and_not_in_names() -> None:
