@@ -66,34 +66,36 @@ class Round:
 
 
 def candidates(
-    guidance: Guidance,
+    guidance: Guidance | Sequence[Guidance],
     scales: Sequence[float] = SCALES,
     schedules: Sequence[str] = SCHEDULES,
     windows: Sequence[tuple[float, float]] = WINDOWS,
 ) -> list[Guidance]:
-    """The guidance with every scale, schedule and window.
+    """The guidance, or each of several, with every scale, schedule and window.
 
     A guidance that does not have the fields ``schedule`` or ``start`` is varied only in its other fields.
 
     Args:
-        guidance: a guidance with a scale.
+        guidance: one guidance with a scale, or several.
         scales, schedules, windows: the values to try.
 
     Raises:
-        ValueError: the guidance does not have a scale.
+        ValueError: a guidance does not have a scale.
     """
-    if not hasattr(guidance, "scale"):
-        raise ValueError(f"guidance={label_of(guidance)!r} does not have a scale to choose; use one that has, e.g. cfg")
+    every = [guidance] if isinstance(guidance, Guidance) else list(guidance)
+    for one in every:
+        if not hasattr(one, "scale"):
+            raise ValueError(f"guidance={label_of(one)!r} does not have a scale to choose; use one that has, e.g. cfg")
     variants: dict[str, Guidance] = {}
-    for scale, schedule, (start, stop) in itertools.product(scales, schedules, windows):
+    for one, scale, schedule, (start, stop) in itertools.product(every, scales, schedules, windows):
         if schedule != "constant" and (start, stop) != (0.0, 1.0):
             continue  # a schedule already varies guidance over the text, as a window does
         fields: dict[str, Any] = {"scale": scale}
-        if hasattr(guidance, "schedule"):
+        if hasattr(one, "schedule"):
             fields["schedule"] = schedule
-        if hasattr(guidance, "start"):
+        if hasattr(one, "start"):
             fields |= {"start": start, "stop": stop}
-        variant = replace(guidance, **fields)  # type: ignore[type-var]
+        variant = replace(one, **fields)  # type: ignore[type-var]
         variants.setdefault(label_of(variant), variant)
     return list(variants.values())
 
@@ -128,7 +130,7 @@ def rounds_of(candidates: int, items: int, least: int = LEAST) -> list[tuple[int
 
 
 def tune(
-    guidance: Guidance,
+    guidance: Guidance | Sequence[Guidance],
     task: str,
     *,
     budget: float,
@@ -145,7 +147,7 @@ def tune(
     """Choose a scale, a schedule and a window on one half of the items, and report the choice on the other half.
 
     Args:
-        guidance: the guidance to tune; its other fields are not changed.
+        guidance: the guidance to tune, or several to choose among; their other fields are not changed.
         task: name of a task.
         budget: approximate time in seconds. The time per item is measured once on a few items; the number of items that
             follows is written down, so that a resumed run has the same rounds.

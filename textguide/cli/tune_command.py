@@ -21,7 +21,12 @@ def add(commands: Any) -> None:
         help="choose scale, schedule and window on one half of a task's items, and report on the other",
         description="Successive halving over scales, schedules and windows of a guidance, within a budget of time.",
     )
-    parser.add_argument("--guidance", default="cfg", help="what is tuned, with its other fields [%(default)s]")
+    parser.add_argument(
+        "--guidance",
+        action="append",
+        help="what is tuned, with its other fields; may be repeated to choose among several, such as "
+        "token-prior:prior=smollm2 [cfg]",
+    )
     parser.add_argument("--task", required=True, help="a task, as for textguide eval")
     parser.add_argument("--metric", help="as lm-eval names it, such as acc,none [the task's first]")
     parser.add_argument("--budget", default="30m", help="time, such as 90s, 30m or 2h [%(default)s]")
@@ -65,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if models := options.extra_model_names(arguments):
         model_args["models"] = models
     found = tuning.tune(
-        parse(arguments.guidance, imports=True),
+        [parse(text, imports=True) for text in arguments.guidance or ["cfg"]],
         arguments.task,
         budget=seconds(arguments.budget),
         output=arguments.output,

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="the extra eval is not installed")
 
-from textguide import CAIF, CFG
+from textguide import CAIF, CFG, TokenPrior
 from textguide.cli import main
 from textguide.cli.tune_command import seconds
 from textguide.eval.sweeps import tuning
@@ -38,8 +38,13 @@ def test_candidates_vary_what_there_is() -> None:
     found = candidates(CFG(1.5, "Hello"))
     assert len({label(one) for one in found}) == len(found) == 6 * (3 + 2)
     assert all(one.negative_prompt == "Hello" for one in found)  # type: ignore[attr-defined]
+    both = candidates([CFG(), TokenPrior(1.5, prior="smollm2")])
+    assert len({label(one) for one in both}) == len(both) == 2 * 6 * (3 + 2)
+    assert sum(isinstance(one, TokenPrior) for one in both) == len(found)
     with pytest.raises(ValueError, match="does not have a scale"):
         candidates(CAIF("sentiment", "positive"))
+    with pytest.raises(ValueError, match=r"'caif.* does not have a scale"):
+        candidates([CFG(), CAIF("sentiment", "positive")])
 
 
 class Sweep:

@@ -112,8 +112,11 @@ class Completer:
             spelled = json.dumps(name, ensure_ascii=False)[1:-1]
             if name not in names and spelled.startswith(begun):
                 return name, spelled[len(begun) :]
-        keywords.of_property(schema, begun)  # raises if no other property is allowed
-        return begun, ""
+        found = keywords.unused_name(schema, names, json.loads(f'"{begun}"', strict=False))
+        if found is None:
+            raise UnfitError
+        ending = found[len(json.loads(f'"{begun}"', strict=False)) :]
+        return found, json.dumps(ending, ensure_ascii=False)[1:-1]
 
     def _members(
         self, schema: Mapping[str, Any], names: Sequence[str], depth: int, comma: str, must: bool = False
@@ -126,11 +129,12 @@ class Completer:
             must: another property has to follow, because a comma is written.
         """
         missing = [name for name in keywords.required(schema) if name not in names]
-        if must and not missing:
-            missing = [name for name in keywords.properties(schema) if name not in names][:1]
-            if not missing:
-                keywords.of_property(schema, "a")
-                missing = ["a"]
+        least = max(keywords.least(schema, "minProperties"), len(names) + int(must))
+        while len(names) + len(missing) < least:
+            name = keywords.unused_name(schema, [*names, *missing])
+            if name is None:
+                raise UnfitError
+            missing.append(name)
         parts = []
         for name in missing:
             value = self._shortest(keywords.of_property(schema, name), depth)

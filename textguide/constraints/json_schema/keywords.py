@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -113,6 +114,33 @@ def of_property(schema: Schema, name: str) -> Any:
     if additional is False:
         raise UnfitError
     return additional
+
+
+def unused_name(schema: Schema, used: Collection[str], begun: str = "") -> str | None:
+    """A name that starts with ``begun`` and that a further property may have, as far as it is easy to find one."""
+    for name in _names(schema, begun):
+        if name in used or not name.startswith(begun):
+            continue
+        with suppress(UnfitError):
+            of_property(schema, name)
+            return name
+    return None
+
+
+def _names(schema: Schema, begun: str) -> Iterator[str]:
+    yield from required(schema)
+    yield from properties(schema)
+    listed = schema.get("propertyNames")
+    if isinstance(listed, Mapping):
+        yield from (name for name in listed.get("enum", ()) if isinstance(name, str))
+    for pattern in schema.get("patternProperties") or {}:
+        automaton = _automaton(_whole_pattern(pattern))
+        if automaton is not None:
+            state = automaton.run(automaton.start, begun.encode("utf-8", "surrogatepass"))
+            if state != automaton.dead:
+                yield begun + automaton.shortest(state).decode("utf-8", "ignore")
+    if not isinstance(listed, Mapping):
+        yield from (begun + ending for ending in ("", *"abcdefghijklmnop"))
 
 
 def of_item(schema: Schema, number: int) -> Any:
