@@ -1,17 +1,24 @@
-"""Documents that SmolLM2-135M writes under AWRS for schemas that no engine masks, judged by ``jsonschema``.
+"""Documents that SmolLM2-135M writes under AWRS for schemas that no engine masks, and for Python types.
 
-``python -m tests.constraints.json_documents --json FILE`` writes ten documents for each of twenty schemas.
+They are judged by ``jsonschema``, and by pydantic.
+
+``python -m tests.constraints.json_documents --json FILE`` writes ten documents for each of twenty schemas and types.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import decimal
+import enum
 import json
 import time
+import uuid
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jsonschema
+import pydantic
 
 import textguide
 from textguide import AWRS
@@ -53,6 +60,78 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+class Colour(enum.Enum):
+    """A choice."""
+
+    RED = "red"
+    GREEN = "green"
+
+
+class Point(pydantic.BaseModel):
+    """Constrained numbers, no other properties."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    x: Annotated[int, pydantic.Field(ge=0, lt=10)]
+    y: Annotated[int, pydantic.Field(multiple_of=5, ge=0, le=50)]
+
+
+class Circle(pydantic.BaseModel):
+    """One kind of a union."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    kind: Literal["circle"]
+    radius: Annotated[int, pydantic.Field(ge=1, le=9)]
+
+
+class Square(pydantic.BaseModel):
+    """The other kind."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    kind: Literal["square"]
+    corner: Point
+
+
+class Shape(pydantic.BaseModel):
+    """A union that a field decides."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    shape: Annotated[Circle | Square, pydantic.Field(discriminator="kind")]
+
+
+class Order(pydantic.BaseModel):
+    """Optional and nested values."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    name: Annotated[str, pydantic.Field(min_length=1, max_length=6, pattern="^[a-z]+$")]
+    colour: Colour | None = None
+    points: Annotated[list[Point], pydantic.Field(min_length=1, max_length=2)]
+
+
+SHORT = Annotated[str, pydantic.Field(max_length=4, pattern="^[a-z]*$")]
+TYPES: dict[str, Any] = {
+    "constrained numbers": Point,
+    "Enum": Colour,
+    "Literal": Literal["yes", "no", 3],
+    "union by a field": Shape,
+    "nested, optional": Order,
+    "list of models": Annotated[list[Point], pydantic.Field(min_length=1, max_length=2)],
+    "set": Annotated[set[Annotated[int, pydantic.Field(ge=0, le=20)]], pydantic.Field(min_length=2, max_length=4)],
+    "dict": Annotated[dict[SHORT, bool], pydantic.Field(min_length=1, max_length=2)],
+    "dict of choices": dict[Literal["a", "b"], Annotated[int, pydantic.Field(ge=0, le=9)]],
+    "tuple": tuple[bool, Annotated[int, pydantic.Field(ge=0, le=99)], Literal["end"]],
+    "date": datetime.date,
+    "datetime": datetime.datetime,
+    "time": datetime.time,
+    "UUID": uuid.UUID,
+    "Decimal": Annotated[decimal.Decimal, pydantic.Field(ge=0, le=9, decimal_places=2)],
+    "positive float": Annotated[float, pydantic.Field(gt=0, lt=1)],
+    "bool or None": bool | None,
+    "union of types": Annotated[int, pydantic.Field(ge=10, le=99)] | SHORT,
+    "list of literals": Annotated[list[Literal["x", "y"]], pydantic.Field(min_length=2, max_length=3)],
+    "frozenset of choices": Annotated[frozenset[Literal["a", "b", "c"]], pydantic.Field(min_length=2)],
+}
+
+
 def documents(model: Any, tokenizer: Any, schema: dict[str, Any], count: int) -> tuple[list[str], int]:
     """``count`` finished documents, and the number of texts that were started for them."""
     guidance = AWRS(JSONSchema(schema, whitespace="none"), particles=count)
@@ -62,6 +141,7 @@ def documents(model: Any, tokenizer: Any, schema: dict[str, Any], count: int) ->
         prompt = f"Here is a short JSON document for the schema {json.dumps(schema)}:\n"
         out = textguide.generate(model, tokenizer, prompt, guidance, max_new_tokens=40, seed=seed, temperature=0.8)
         started += count
+        assert out.finished is not None
         found += [text for text, is_done in zip(out.texts, out.finished.tolist(), strict=True) if is_done]
         if len(found) >= count:
             break
@@ -78,6 +158,15 @@ def is_valid(schema: dict[str, Any], text: str) -> bool:
     return bool(kind(schema, format_checker=jsonschema.FormatChecker()).is_valid(value))
 
 
+def is_value(kind: Any, text: str) -> bool:
+    """Whether pydantic reads a document as a value of a type."""
+    try:
+        pydantic.TypeAdapter(kind).validate_json(text)
+    except pydantic.ValidationError:
+        return False
+    return True
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     assert len(dict(pairs)) == len(pairs), pairs
     return dict(pairs)
@@ -91,10 +180,11 @@ def main() -> None:
     arguments = parser.parse_args()
     model, tokenizer = textguide.load("smollm2")
     rows: dict[str, Any] = {}
-    for name, schema in SCHEMAS.items():
+    schemas = SCHEMAS | {name: pydantic.TypeAdapter(kind).json_schema() for name, kind in TYPES.items()}
+    for name, schema in schemas.items():
         begun = time.monotonic()
         texts, started = documents(model, tokenizer, schema, arguments.count)
-        valid = sum(is_valid(schema, text) for text in texts)
+        valid = sum(is_valid(schema, text) and (name not in TYPES or is_value(TYPES[name], text)) for text in texts)
         seconds = round(time.monotonic() - begun, 1)
         rows[name] = {"finished": len(texts), "started": started, "valid": valid, "seconds": seconds, "texts": texts}
         print(name, {key: value for key, value in rows[name].items() if key != "texts"}, texts[:2], flush=True)
