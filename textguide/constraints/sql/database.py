@@ -23,6 +23,15 @@ _GRAMMAR_ERRORS = re.compile(
     r"|clause should come after|unknown or unsupported join|NATURAL join may not"
 )
 _KEYWORDS_BY_WHAT_FOLLOWS = ((" OVER", " a"), (" FILTER", " ("), (" WINDOW", " a AS"), (" WINDOW a", " AS"))
+_PROBES = {
+    "NOT": (" a", " NULL", " LIKE", " MATERIALIZED"),
+    "ON": (" 1",),
+    "USING": (" ( a )",),
+}
+"""What follows these keywords in queries that are allowed here; SQLite's grammar knows other uses of them."""
+JOINS = ("NATURAL", "CROSS", "INNER", "LEFT", "RIGHT", "FULL", "OUTER")
+_JOIN_ENDS = (" JOIN", " INNER JOIN", " LEFT JOIN", " LEFT OUTER JOIN", " OUTER JOIN")
+_CONSTANTS = frozenset(("true", "false"))
 _DENIED = frozenset({"load_extension", "fts3_tokenizer"})
 
 
@@ -54,6 +63,8 @@ class EmptyDatabase:
         self.words_of_columns = _words(self.spelled_columns)
         self.error_in = lru_cache(maxsize=1 << 16)(self._error_in)
         self.continues = lru_cache(maxsize=1 << 16)(self._continues)
+        self.names_after = lru_cache(maxsize=1 << 14)(self._names_after)
+        self.joins_after = lru_cache(maxsize=1 << 14)(self._joins_after)
         self.keywords_after = lru_cache(maxsize=1 << 14)(self._keywords_after)
 
     @property
@@ -86,7 +97,24 @@ class EmptyDatabase:
 
     def _keywords_after(self, text: str) -> frozenset[str]:
         """The keywords that SQLite's grammar allows after ``text``, which is as for ``continues``; in small letters."""
-        return frozenset(word.lower() for word in KEYWORDS if self.continues(f"{text} {word}"))
+        found = []
+        for word in KEYWORDS:
+            if any(self.continues(f"{text} {word}{end}") for end in _PROBES.get(word, ("",))):
+                found.append(word.lower())
+        return frozenset(found)
+
+    def _names_after(self, text: str) -> frozenset[str]:
+        """Those of ``keywords_after`` that the grammar takes for names: a point may follow; in small letters."""
+        names = [word for word in self.keywords_after(text) if self.continues(f"{text} {word.upper()} . a")]
+        return frozenset(names) - _CONSTANTS
+
+    def _joins_after(self, text: str) -> frozenset[str]:
+        """The keywords after which ``text`` can go on to the table of a join, as ``keywords_after`` has them."""
+        found = {"join"} if self.continues(f"{text} JOIN a") else set()
+        for word in JOINS:
+            if any(self.continues(f"{text} {word}{end} a") for end in _JOIN_ENDS):
+                found.add(word.lower())
+        return frozenset(found)
 
 
 def _words(names: Sequence[str]) -> frozenset[str]:

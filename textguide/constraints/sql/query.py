@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 
-from .database import CALL_ERRORS, FINAL_ERRORS, NAME_ERRORS, EmptyDatabase
+from .database import CALL_ERRORS, FINAL_ERRORS, JOINS, NAME_ERRORS, EmptyDatabase
 from .lexing import (
     KEYWORDS,
     LONGEST_NAME,
@@ -128,6 +128,7 @@ class Query:
         self.read = ""  # all tokens but the last
         self.pending: Token = ("", "")
         self.syntax = ""  # the tokens that were read, as the grammar's cache needs them
+        self.syntax_before = ""  # the same without the last one
         self.previous: Token = ("", "")
         self.before_previous: Token = ("", "")
         self.closed_level = ""  # the kind of the bracket that the previous token closed
@@ -281,6 +282,8 @@ class Query:
             return self.previous[1] not in (".", ";")
         if not self._is_separate(token) or (self.must_call and text != "("):
             return False
+        if not self._keyword_fits(token):
+            return False
         self.must_call = False
         role = self._role() if kind in ("word", "quoted") else ""
         if not self._syntax_follows(token):
@@ -294,12 +297,20 @@ class Query:
         self.previous = token
         return self._compiles() if text == ")" or self._is_operand_end() else True
 
+    def _keyword_fits(self, token: Token) -> bool:
+        """Whether a keyword may be here, and after the beginning of a join nothing else."""
+        kind, text = token
+        if kind == "word" and text.lower() in _LOWER_KEYWORDS:
+            return self._words_here().has_start(text.lower())
+        return not self._is_join()
+
     def _is_separate(self, token: Token) -> bool:
         """Whether a token may come directly after the one before it, if there is no space."""
         kind, text = token
         if text == ".":
             return (
                 not self.is_spaced
+                and not self._is_table()
                 and self.previous[0] in ("word", "quoted")
                 and self.previous[1].lower() not in _OPERAND_ENDS
             )
@@ -312,6 +323,11 @@ class Query:
             return False
         return not (kind == "sign" and (self.previous[1] + text).startswith(("--", "/*")))
 
+    def _is_table(self) -> bool:
+        """Whether the previous token is the name of a table in FROM, which has no point after it."""
+        level = self.levels[-1]
+        return level.state == FROM and not level.in_on and self.before_previous[1].lower() in ("from", "join", ",")
+
     def _syntax_follows(self, token: Token) -> bool:
         """Note a token for the grammar; whether it may follow."""
         text = token[1]
@@ -319,6 +335,7 @@ class Query:
             return False
         if text == ";":
             return len(self.levels) == 1 and not self.database.error_in(self.read)
+        self.syntax_before = self.syntax
         self.syntax = f"{self.syntax} {_as_syntax(token)}"
         return self.database.continues(self.syntax)
 
@@ -342,7 +359,7 @@ class Query:
     def _open(self) -> bool:
         word = self.previous[1].lower()
         level = self.levels[-1]
-        if self.previous[0] == "word" and word not in _LOWER_KEYWORDS:
+        if self.previous[0] == "word" and (word not in _LOWER_KEYWORDS or word in self.database.functions):
             if level.state == WITH:
                 self.levels.append(Level("names"))
                 return True
@@ -353,6 +370,8 @@ class Query:
         if level.state == WITH and word in ("as", "materialized"):
             kind = "body"
             name = level.name
+        elif level.kind == "source" and not level.state:
+            kind = "source"
         elif level.state == FROM and not level.in_on:
             kind = "using" if word == "using" else "source"
         elif word == "cast":
@@ -424,7 +443,7 @@ class Query:
         """Read a word or a quoted name that has ended; False if it is not allowed there."""
         kind, text = token
         name = plain(text)
-        if kind == "word" and name in _LOWER_KEYWORDS and not (role in (TABLE, COLUMN) and self._known(name)):
+        if kind == "word" and self._is_keyword(name, role):
             return self._finish_keyword(name)
         if kind == "word" and not name.isascii():
             return False
@@ -437,6 +456,12 @@ class Query:
         if kind == "quoted":
             return following != "(" and self._quoted_may_stand(text, role)
         return self._finish_operand(name, role, following)
+
+    def _is_keyword(self, name: str, role: str) -> bool:
+        """Whether a word is a keyword here, and not the name of something."""
+        if name not in _LOWER_KEYWORDS or role in (TABLE, COLUMN):
+            return False
+        return role != OPERAND or name not in self.database.names_after(self.syntax_before)
 
     def _finish_table(self, token: Token) -> bool:
         kind, text = token
@@ -476,9 +501,6 @@ class Query:
             return True
         names = (*self.database.spelled_columns, *self.database.spelled_tables)
         return text in [strict_spelling(name) for name in names] or plain(text) in self.aliases | self.sources
-
-    def _known(self, name: str) -> bool:
-        return name in self.database.tables or self._known_column(name)
 
     def _known_column(self, name: str) -> bool:
         """Whether a column may have this name, as far as the text says."""
@@ -555,12 +577,34 @@ class Query:
         if self.must_call:
             return NO_WORDS
         role = self._role()
-        words = self._words_of(role) if self._follows("a") else NO_WORDS
-        keywords = self.database.keywords_after(self.syntax)
-        keywords = keywords & self._first_words(self.levels[-1])
-        if self.levels[-1].is_ordered:
+        words = self._words_of(role) if self._follows("a") and not self._is_join() else NO_WORDS
+        return _with_keywords(words, self._keywords_here(role))
+
+    def _keywords_here(self, role: str) -> frozenset[str]:
+        """The keywords that are allowed in the place of the pending token, which has this role."""
+        if role in (TABLE, COLUMN):
+            return frozenset()
+        level = self.levels[-1]
+        if self._is_join():
+            return self.database.joins_after(self.syntax)
+        keywords = self.database.keywords_after(self.syntax) & self._first_words(level)
+        if role == OPERAND:
+            keywords = keywords - self.database.names_after(self.syntax)
+        if level.is_ordered:
             keywords = keywords - _COMPOUND
-        return _with_keywords(words, keywords)
+        if level.state in (LIST, FROM) and not keywords.isdisjoint(_AFTER_TABLES) and not self._may_end_tables():
+            keywords = keywords - _AFTER_TABLES
+        return keywords
+
+    def _is_join(self) -> bool:
+        """Whether the previous word begins a join, such as LEFT."""
+        level = self.levels[-1]
+        return level.state == FROM and not level.in_on and self.previous[1].upper() in JOINS
+
+    def _may_end_tables(self) -> bool:
+        """Whether the list has the columns of its tables, so that a clause may follow them."""
+        query = self.copy()
+        return query._end_tables(query.levels[-1])
 
     def _words_of(self, role: str) -> Words:
         level = self.levels[-1]
