@@ -8,7 +8,11 @@ before" pads all rows to the longest one and copies the cache at every step, as 
     python scripts/bench/decode.py --threads 1 --json decode-lengths.json --dtype bfloat16
 
 Cells that the file already has are not measured again. "outside" is the time of a step that is not spent in the model's
-layers and head, as a share of the time that is. Long prompts in one pass and in chunks, random weights beyond 8k::
+layers and head, as a share of the time that is. ``--methods`` measures it for constraints, classifiers and others::
+
+    python scripts/bench/decode.py --threads 1 --methods --prompts 32 --batches 1 8 32 --json decode-methods.json
+
+Long prompts in one pass and in chunks, random weights beyond 8k::
 
     python scripts/bench/decode.py --threads 1 --chunked --new 2 --repeats 1 --batches 1 --prompts 8000 16000 32000 \
         --positions 33000 --layers 6
@@ -20,6 +24,7 @@ import argparse
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -30,7 +35,9 @@ import timing
 import torch
 from transformers import LogitsProcessor
 
-from textguide import CFG, CFGLogitsProcessor, guided_decoding
+import textguide
+from textguide import AWRS, CAIF, CFG, CFGLogitsProcessor, guided_decoding
+from textguide.constraints import JSONSchema, Regex
 from textguide.forward import caches, row_batch
 
 TEXT = (
@@ -50,8 +57,12 @@ def main() -> None:
     parser.add_argument("--positions", type=int, help="random weights of the model's shape, for longer prompts")
     parser.add_argument("--layers", type=int, help="with --positions: number of layers")
     parser.add_argument("--static", action="store_true", help="also with a static cache (compiled on a GPU)")
+    parser.add_argument("--methods", action="store_true", help="the time outside of the model, for many methods")
     arguments = parser.parse_args()
     model, tokenizer = timing.load(arguments)
+    if arguments.methods:
+        compare_methods(model, tokenizer, arguments)
+        return
     if arguments.positions:
         model.config.max_position_embeddings = arguments.positions
         model.config.num_hidden_layers = arguments.layers or model.config.num_hidden_layers
@@ -64,7 +75,7 @@ def main() -> None:
     for length in arguments.prompts:
         for batch in arguments.batches:
             if (dtype, length, batch) not in done:
-                cell = {"dtype": dtype, "prompt": length, "batch": batch}
+                cell = {"dtype": dtype, "prompt": length, "batch": batch, "rounds": arguments.repeats}
                 rows += [cell | row for row in measure(model, prompts(tokenizer, batch, length, arguments), arguments)]
                 timing.finish(arguments, model, rows=rows)
     names = {"dtype": "{dtype}", "prompt": "{prompt}", "batch": "{batch}", "method": "{method}"}
@@ -134,6 +145,70 @@ def contestants(model: Any, texts: list[list[int]], arguments: argparse.Namespac
         ways["plain, static"] = partial(run, cache_implementation="static")
         ways["guided, static"] = partial(run, custom_generate=guided_decoding(CFG(1.5)), cache_implementation="static")
     return ways
+
+
+# -- the time outside of the model, for many methods -------------------------------------------------------------------
+
+
+def compare_methods(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> None:
+    """Medians over rounds of a run's mean step, and of the time outside of the model as a share of that inside."""
+    rows = []
+    for batch in arguments.batches:
+        texts = prompts(tokenizer, batch, arguments.prompts[0], argparse.Namespace(same_lengths=True))
+        calls = {}
+        for name, options in methods(batch).items():
+            calls[name] = partial(steer, model, tokenizer, texts, arguments.new, **options)
+        for name, one in timing.compare(calls, arguments.repeats, model.device, title=f"batch {batch}").items():
+            # Of a run, because a pass of speculation writes several tokens.
+            runs = [[sum(part) for part in zip(*steps[1:], strict=True)] for steps in one.results]
+            step_ms = 1e3 * statistics.median(step for step, _ in runs) / arguments.new
+            outside_ms = 1e3 * statistics.median(step - own for step, own in runs) / arguments.new
+            outside = statistics.median(step / own - 1 for step, own in runs)
+            row = {"batch": batch, "method": name, "step_ms": step_ms, "outside_ms": outside_ms, "outside": outside}
+            rows.append(row)
+    columns = {"batch": "{batch}", "method": "{method}", "ms per token": "{step_ms:.1f}", "outside": "{outside:.1%}"}
+    timing.show(rows, columns | {"outside ms": "{outside_ms:.2f}"})
+    timing.finish(arguments, model, rows=rows)
+
+
+def methods(batch: int) -> dict[str, dict[str, Any]]:
+    """By name: the arguments of a run with ``batch`` rows. A constraint has one prompt with that many particles."""
+    letters = Regex("[A-Za-z ,.'\n]{999,}")
+    schema = {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 999}}
+    return {
+        "plain": {},
+        "CFG": {"guidance": CFG(1.5)},
+        "AWRS, regex": {"guidance": AWRS(letters, particles=batch), "one": True},
+        "AWRS, JSON, llguidance": {"guidance": AWRS(JSONSchema(schema), particles=batch), "one": True},
+        "mask, JSON, llguidance": {"guidance": AWRS(JSONSchema(schema), sampler="mask")},
+        "mask, JSON, xgrammar": {"guidance": AWRS(JSONSchema(schema, engine="xgrammar"), sampler="mask")},
+        "CAIF": {"guidance": CAIF("sentiment", "positive")},
+        "stop texts": {"stop": ["\n\n\n\n", "THE END"]},
+        "CFG, prompt lookup": {"guidance": CFG(1.5), "speculation": "prompt-lookup"},
+    }
+
+
+def steer(
+    model: Any, tokenizer: Any, texts: list[list[int]], new: int, one: bool = False, **options: Any
+) -> list[tuple[float, float]]:
+    """Seconds of each of ``new`` steps after the first, with the model's part of each. ``one``: only the first text."""
+    clock = Clock(model)
+    samples = "speculation" not in options
+    if not isinstance(options.get("guidance"), AWRS):  # a constraint that asks for long texts forbids their end
+        options["suppress_tokens"] = [model.config.eos_token_id]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # texts that were cut off have weight 0
+        textguide.generate(
+            model,
+            tokenizer,
+            texts[:1] if one else texts,
+            max_new_tokens=new + 1,
+            do_sample=samples,
+            seed=0,
+            logits_processor=[clock],
+            **options,
+        )
+    return clock.steps()
 
 
 class Clock(LogitsProcessor):

@@ -155,7 +155,7 @@ def is_valid(schema: dict[str, Any], text: str) -> bool:
     """
     kind = jsonschema.Draft7Validator if "dependencies" in schema else jsonschema.Draft202012Validator
     value = json.loads(text, object_pairs_hook=_unique)
-    return bool(kind(schema, format_checker=jsonschema.FormatChecker()).is_valid(value))
+    return bool(kind(schema, format_checker=kind.FORMAT_CHECKER).is_valid(value))
 
 
 def is_value(kind: Any, text: str) -> bool:
@@ -180,7 +180,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model, tokenizer = textguide.load("smollm2")
     rows: dict[str, Any] = {}
-    schemas = SCHEMAS | {name: pydantic.TypeAdapter(kind).json_schema() for name, kind in TYPES.items()}
+    schemas = SCHEMAS | {name: json.loads(JSONSchema(kind).schema) for name, kind in TYPES.items()}
     for name, schema in schemas.items():
         begun = time.monotonic()
         texts, started = documents(model, tokenizer, schema, arguments.count)

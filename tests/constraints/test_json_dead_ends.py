@@ -118,3 +118,6 @@ def test_needless_escapes_are_allowed_in_values_and_not_in_names() -> None:
     assert session.is_complete(b'{"a":"\\u0061"}')
     assert not session.is_prefix(b'{"\\u0061')
     assert session.is_complete(b'{"\\u00fc\\n\\/":1}')
+    listed = JSONSchema({"enum": ["end", "é"]}).start(BYTES)
+    assert not listed.is_prefix(b'"\\u0065')
+    assert listed.is_complete(b'"\\u00e9"')

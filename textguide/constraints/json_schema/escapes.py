@@ -42,16 +42,17 @@ def escaped(text: bytes) -> str | None:
 
 
 def is_needless(character: str) -> bool:
-    """Whether a character is usually written as it is. Names of properties are never written with needless escapes.
+    """Whether a character is usually written as it is.
 
-    A model that has begun a name with the wrong letters could otherwise spell the rest with escapes.
+    Names of properties and listed values are never written with needless escapes: a model that has begun one with the
+    wrong letters could otherwise spell the rest with escapes.
     """
     return " " <= character <= "~" and character not in '"\\/'
 
 
 @lru_cache(maxsize=1 << 14)
-def characters_in_name_after(text: bytes) -> tuple[Range, ...]:
-    """As :func:`characters_after`, in the name of a property."""
+def characters_without_needless(text: bytes) -> tuple[Range, ...]:
+    """As :func:`characters_after`, in the name of a property or in a listed value."""
     ranges = []
     for low, high in characters_after(text):
         ranges += [(code, code) for code in range(low, min(high, 0x7E) + 1) if not is_needless(chr(code))]

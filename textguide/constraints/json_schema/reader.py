@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..automata.expressions import ByteAutomaton
 from ..utf8 import whole_characters
-from .escapes import characters_after, characters_in_name_after, escaped, is_needless
+from .escapes import characters_after, characters_without_needless, escaped, is_needless
 from .nodes import Node
 from .numbers import number_of
 from .plans import ArrayPlan, NumberPlan, ObjectPlan, Plan, StringPlan, plans
@@ -321,7 +321,7 @@ class Reader:
             return None
         if not character:
             return state._replace(tail=tail)
-        if state.is_key and is_needless(character):
+        if _is_listed(state) and is_needless(character):
             return None
         return self._with_characters(state._replace(tail=b""), character)
 
@@ -344,7 +344,7 @@ class Reader:
         length = len(state.text) + bool(state.tail)
         following = None
         if state.tail[:1] == b"\\":
-            following = characters_in_name_after(state.tail) if state.is_key else characters_after(state.tail)
+            following = characters_without_needless(state.tail) if _is_listed(state) else characters_after(state.tail)
         else:
             begun += state.tail
         if state.is_key:
@@ -404,6 +404,13 @@ def stays_inside_string(added: bytes) -> bool:
             return False
         tail = split[1]
     return True
+
+
+def _is_listed(state: State) -> bool:
+    """Whether an unfinished string is a name or one of listed values, which are written without needless escapes."""
+    if state.is_key:
+        return True
+    return all(isinstance(branch.plan, StringPlan) and branch.plan.values is not None for branch in state.branches)
 
 
 def _start(plan: Plan) -> tuple[int, ...]:
