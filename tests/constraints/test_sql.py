@@ -140,6 +140,10 @@ VALID = (
     "SELECT c.Title FROM concert c JOIN plays p ON p.ID = c.ID WHERE p.Name LIKE 'A%'",
     "SELECT Name FROM singer WHERE Age IN (20, 30)",
     "SELECT Name, CASE WHEN Age > 30 THEN 'old' ELSE 'young' END AS age_group FROM singer",
+    "SELECT Age AS last FROM singer ORDER BY last",  # names that are keywords elsewhere
+    "SELECT Age last FROM singer ORDER BY last",
+    "SELECT last.Age FROM singer last WHERE last.Age > 2",
+    "WITH first AS (SELECT Age FROM singer) SELECT Age FROM first",
     "WITH old AS (SELECT Name, Age FROM singer WHERE Age > 40) SELECT Name FROM old ORDER BY Age DESC",
     "SELECT Name, Age * 2 + 1 AS doubled FROM singer WHERE Age % 2 = 0",
     "SELECT upper(Name) || '!' FROM singer WHERE length(Name) > 3",

@@ -461,7 +461,20 @@ class Query:
         """Whether a word is a keyword here, and not the name of something."""
         if name not in _LOWER_KEYWORDS or role in (TABLE, COLUMN):
             return False
+        if role == DEFINITION:  # after AS and the like, SQLite takes every word that it allows for a name
+            return name == "recursive" and self.previous[1].lower() == "with"
+        if role == ALIAS:
+            return not self._is_alias(name)
         return role != OPERAND or name not in self.database.names_after(self.syntax_before)
+
+    def _is_alias(self, keyword: str) -> bool:
+        """Whether SQLite takes a keyword after an operand or a table for its alias: a comma may follow."""
+        state = self.levels[-1].state
+        if state not in (LIST, FROM) or keyword in _AFTER_OPERANDS:
+            return False
+        if state == FROM and (self.levels[-1].in_on or keyword.startswith(_AFTER_A_TABLE)):
+            return False
+        return self.database.continues(f"{self.syntax_before} {keyword.upper()} , a")
 
     def _finish_table(self, token: Token) -> bool:
         kind, text = token
@@ -796,4 +809,6 @@ _CLOSING = {
 }
 _LOWER_KEYWORDS = frozenset(word.lower() for word in KEYWORDS)
 ANY_WORD = Words(is_any=True)
+_AFTER_OPERANDS = frozenset(["end", "isnull", "notnull"])
+"""Keywords that end an operand after another one, and are followed by a comma like an alias."""
 ANY_ALIAS = Words(is_any=True, excluded=_AFTER_A_TABLE)
